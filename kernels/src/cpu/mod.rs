@@ -1,0 +1,32 @@
+//! Runs kernel programs on the CPU, on the threads of the current rayon pool.
+//!
+//! Nothing here allocates memory that grows with a tensor: what a kernel needs beside its arguments is [`scratch_bytes`].
+
+use crate::KernelError;
+use crate::program::Kernel;
+
+/// A buffer bound to an argument.
+#[derive(Clone, Copy, Debug)]
+pub struct Buffer {
+    pub ptr: *mut u8,
+    pub bytes: usize,
+}
+
+/// Scratch memory that [`launch`] needs, in bytes, for a pool of `threads`.
+pub fn scratch_bytes(kernel: &Kernel, threads: usize) -> u64 {
+    let _ = (kernel, threads);
+    unimplemented!()
+}
+
+/// Runs a kernel on its arguments, in the order of [`Kernel::args`]. The same kernel on the same bytes with the same number of
+/// threads gives the same bytes.
+///
+/// # Safety
+/// Every buffer is valid for its length, aligned to 64 bytes, and overlaps no other, and `kernel` has passed [`Kernel::verify`].
+///
+/// # Errors
+/// [`KernelError::Binding`] when a buffer is too short, [`KernelError::IndexOutOfRange`] for data.
+pub unsafe fn launch(kernel: &Kernel, args: &[Buffer], scratch: Buffer) -> Result<(), KernelError> {
+    let _ = (kernel, args, scratch);
+    unimplemented!()
+}

@@ -1,0 +1,275 @@
+//! The plan: what the compiler decided, as data.
+//!
+//! A plan file is a zip archive of uncompressed entries: `plan.json` (a [`Plan`]), `kernels/<name>.<arch>.ptx`, and
+//! `constants.safetensors` / `weights.safetensors` for what is not referenced in place. Same input, same bytes.
+
+mod control;
+
+pub use control::Control;
+
+use fp8c_kernels::DType;
+use fp8c_kernels::launch::Launch;
+use fp8c_kernels::program::Kernel;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Version of the JSON below; a runtime refuses others.
+pub const SCHEMA: u32 = 1;
+
+/// Alignment of every tensor in the arena, bytes.
+pub const ALIGN: u64 = 256;
+
+/// A complete training (or inference) plan.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    pub schema: u32,
+    /// Name of the model (file stem).
+    pub model: String,
+    pub fingerprint: Fingerprint,
+    pub purpose: Purpose,
+    /// Whose costs it was planned for: `cpu`, `sm_89`, `sm_90a`.
+    pub target: String,
+    /// `f32`, `bf16` or `fp8`.
+    pub precision: String,
+    pub budget_bytes: u64,
+    /// Bytes of the device arena: the planned and the executed peak.
+    pub arena_bytes: u64,
+    /// Micro-batches whose gradients are summed before an update.
+    pub accumulation: u32,
+    pub tensors: Vec<Tensor>,
+    pub kernels: Vec<KernelEntry>,
+    pub schedule: Schedule,
+    pub parameters: Vec<Parameter>,
+    pub inputs: Vec<Port>,
+    pub outputs: Vec<Port>,
+    /// The scalar f32 loss tensor; absent for inference.
+    pub loss: Option<TensorId>,
+    /// The control block ([`Control`]); absent for inference.
+    pub control: Option<TensorId>,
+    pub optimizer: Option<String>,
+    pub report: Report,
+}
+
+/// Index into [`Plan::tensors`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct TensorId(pub u32);
+
+/// What a plan was made from; a checkpoint names the model's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Fingerprint {
+    /// SHA-256 of the model file, hexadecimal.
+    pub model: String,
+    pub compiler: String,
+    pub target: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Purpose {
+    Train,
+    Infer,
+}
+
+/// Where a tensor lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Tier {
+    Device,
+    Host,
+    Disk,
+}
+
+/// What a tensor is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    Input,
+    Parameter,
+    State,
+    Gradient,
+    Constant,
+    Control,
+    Activation,
+    Output,
+    Scratch,
+}
+
+/// A place in a tier for a span of the schedule.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Tensor {
+    pub name: String,
+    pub dtype: DType,
+    pub shape: Vec<u64>,
+    pub role: Role,
+    pub tier: Tier,
+    /// Bytes from the tier's start, a multiple of [`ALIGN`].
+    pub offset: u64,
+    pub bytes: u64,
+    /// First and last position in the flattened schedule (micro, then update) at which the bytes are in use, inclusive;
+    /// persistent tensors span it whole.
+    pub first: u32,
+    pub last: u32,
+}
+
+/// One distinct kernel; steps that differ only in the tensors they bind share it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct KernelEntry {
+    pub name: String,
+    pub kernel: Kernel,
+    /// For each chip (`sm_90a`): the launches of the entry `kernels/<name>.<arch>.ptx`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub launches: BTreeMap<String, Vec<Launch>>,
+}
+
+/// The order of execution. A training step runs `micro` once for each micro-batch, then `update` once.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Schedule {
+    pub micro: Vec<Step>,
+    pub update: Vec<Step>,
+}
+
+/// One launch of a kernel.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Step {
+    /// Index into [`Plan::kernels`].
+    pub kernel: u32,
+    /// A tensor for each argument of the kernel. The tensor's bytes may exceed the argument's.
+    pub args: Vec<TensorId>,
+    pub scratch: Option<TensorId>,
+    pub epoch: StepEpoch,
+    /// Where in the model it comes from.
+    pub site: String,
+    /// Predicted, for the target.
+    pub seconds: f64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StepEpoch {
+    Forward,
+    Backward,
+    Recompute,
+    Update,
+}
+
+/// A trained tensor or a buffer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Parameter {
+    /// PyTorch's name; checkpoints use it.
+    pub name: String,
+    /// Shape outside (PyTorch's orientation).
+    pub shape: Vec<u64>,
+    /// `Some(perm)`: the plan's tensor is `outside.transpose(perm)`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub perm: Option<Vec<usize>>,
+    pub trainable: bool,
+    pub tensor: TensorId,
+    pub gradient: Option<TensorId>,
+    /// Optimizer state, in slot order.
+    pub state: Vec<TensorId>,
+    /// f32 scalar: weight-decay multiplier.
+    pub decay: Option<TensorId>,
+    pub init: Init,
+}
+
+/// How a parameter's or constant's first value comes to be.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Init {
+    /// A tensor of this name, in the plan's orientation, in the plan's own `weights.safetensors`.
+    Stored {
+        name: String,
+    },
+    /// Bytes of a file beside the plan: relative path, size and SHA-256 of the whole file.
+    File {
+        path: String,
+        offset: u64,
+        bytes: u64,
+        dtype: String,
+        file_bytes: u64,
+        sha256: String,
+    },
+    Normal {
+        std: f32,
+        stream: u64,
+    },
+    Uniform {
+        low: f32,
+        high: f32,
+        stream: u64,
+    },
+    Zeros,
+    Ones,
+}
+
+/// An input or output of the model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Port {
+    pub name: String,
+    pub dtype: DType,
+    pub shape: Vec<u64>,
+    pub tensor: TensorId,
+    /// Integer inputs that index an axis: values must be in `[0, bound)` (or equal `ignore`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bound: Option<i64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ignore: Option<i64>,
+}
+
+/// What `inspect` prints and nothing executes.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    pub baseline_peak_bytes: u64,
+    pub saved_bytes: u64,
+    pub baseline_saved_bytes: u64,
+    /// Bytes by way: keep, keep_e4m3, offload, recompute.
+    pub decisions: BTreeMap<String, u64>,
+    pub by_layer: Vec<LayerReport>,
+    pub matmuls: Vec<MatmulReport>,
+    pub predicted: Predicted,
+    pub certificate: Certificate,
+    /// The least budget that a plan exists for.
+    pub least_budget_bytes: u64,
+    /// Notes of the compiler for the user (untied initializers, added loss, ...).
+    pub notes: Vec<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LayerReport {
+    pub layer: String,
+    pub values: Vec<ValueReport>,
+}
+
+/// One value that the backward pass reads.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ValueReport {
+    pub name: String,
+    pub bytes: u64,
+    /// `keep` or `recompute`.
+    pub way: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MatmulReport {
+    pub site: String,
+    /// `fprop`, `dgrad`, `wgrad`.
+    pub pass: String,
+    /// `e4m3`, `bf16`, `f32`.
+    pub format: String,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Predicted {
+    pub step_seconds: f64,
+    pub recompute_seconds: f64,
+    pub transfer_seconds: f64,
+}
+
+/// The planner's claim: no plan of the same model takes less than the bound.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Certificate {
+    pub lower_bound_seconds: f64,
+    pub step_seconds: f64,
+    pub gap: f64,
+}
