@@ -3,9 +3,11 @@
 //! Nothing here allocates memory that grows with a tensor: what a kernel needs beside its arguments is [`scratch_bytes`].
 
 mod contract;
+pub(crate) mod math;
 mod matrix;
 #[cfg(test)]
 mod reference;
+mod row;
 mod tasks;
 
 use crate::KernelError;
@@ -21,6 +23,7 @@ pub struct Buffer {
 /// Scratch memory that [`launch`] needs, in bytes, for a pool of `threads`.
 pub fn scratch_bytes(kernel: &Kernel, threads: usize) -> u64 {
     match kernel {
+        Kernel::Row(k) => row::scratch(k, threads),
         Kernel::Contract(k) => contract::scratch(k, threads),
         _ => 0,
     }
@@ -38,6 +41,7 @@ pub unsafe fn launch(kernel: &Kernel, args: &[Buffer], scratch: Buffer) -> Resul
     // SAFETY: the caller's promise.
     unsafe {
         match kernel {
+            Kernel::Row(k) => row::run(k, args, scratch),
             Kernel::Contract(k) => contract::run(k, args, scratch),
             _ => Err(KernelError::Unsupported(format!("{} kernels on the CPU", kernel.family()))),
         }
