@@ -4,11 +4,16 @@
 
 mod attention;
 mod contract;
+mod conv;
+mod loops;
 mod matrix;
+mod pool;
 mod quantize;
 #[cfg(test)]
 mod reference;
 mod scaled_contract;
+mod scan;
+mod scatter_add;
 mod tasks;
 
 use crate::KernelError;
@@ -29,6 +34,9 @@ pub fn scratch_bytes(kernel: &Kernel, threads: usize) -> u64 {
         Kernel::AttentionGrad(k) => attention::scratch_grad(k, threads),
         Kernel::ScaledContract(k) => scaled_contract::scratch(k, threads),
         Kernel::Quantize(k) => quantize::scratch(k, threads),
+        Kernel::Conv(k) => conv::scratch(k, threads),
+        Kernel::Pool(k) => pool::scratch(k, threads),
+        Kernel::ScatterAdd(k) => scatter_add::scratch(k, threads),
         _ => 0,
     }
 }
@@ -50,6 +58,10 @@ pub unsafe fn launch(kernel: &Kernel, args: &[Buffer], scratch: Buffer) -> Resul
             Kernel::AttentionGrad(k) => attention::run_grad(k, args, scratch),
             Kernel::ScaledContract(k) => scaled_contract::run(k, args, scratch),
             Kernel::Quantize(k) => quantize::run(k, args, scratch),
+            Kernel::Conv(k) => conv::run(k, args, scratch),
+            Kernel::Pool(k) => pool::run(k, args, scratch),
+            Kernel::ScatterAdd(k) => scatter_add::run(k, args, scratch),
+            Kernel::Scan(k) => scan::run(k, args, scratch),
             _ => Err(KernelError::Unsupported(format!("{} kernels on the CPU", kernel.family()))),
         }
     }
