@@ -56,7 +56,7 @@ impl<'a> Plan<'a> {
         let (float, weight) = (Float::of(k.dtype, "conv")?, Float::of(k.weight, "conv")?);
         let (cig, cog) = (cin / groups, cout / groups);
         let mut plan = Plan { k, cin, cout, cig, cog, taps, x_len, y_len, float, weight, channels: 1, couts: cog, positions: 1 };
-        plan.positions = y_len.min(POSITIONS).max(1);
+        plan.positions = y_len.clamp(1, POSITIONS);
         let fit = (COLUMNS / (taps * plan.positions).max(1)).max(1);
         plan.channels = match k.pass {
             ConvPass::Fprop => fit,
