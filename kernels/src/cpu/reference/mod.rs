@@ -1,6 +1,13 @@
 //! Plain references, in f64 and one loop an index, and what the kernels' tests share.
 
+mod attention;
 mod contract;
+mod index;
+mod quantize;
+mod row;
+mod row_tests;
+mod scaled_contract;
+mod window;
 
 use super::{Buffer, launch, scratch_bytes};
 use crate::program::{Arg, Kernel, Mode};
