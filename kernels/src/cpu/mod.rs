@@ -6,6 +6,7 @@ mod attention;
 mod contract;
 mod conv;
 mod loops;
+pub(crate) mod math;
 mod matrix;
 mod pool;
 mod quantize;

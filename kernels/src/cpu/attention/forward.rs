@@ -4,7 +4,7 @@ use super::super::Buffer;
 use super::super::loops::rescale;
 use super::super::matrix::{Float, Operand, Shape, View, product};
 use super::super::tasks::Tasks;
-use super::scores::{Exponentials, Finish};
+use super::scores::{Exponentials, Finish, exp};
 use super::{KEYS, Plan, QUERIES, Tensor, cut};
 use crate::KernelError;
 use crate::numerics::simd::dispatch;
@@ -137,7 +137,7 @@ impl<'a> State<'a> {
             return;
         }
         if new > old {
-            let factor = crate::numerics::exp::exp(old - new);
+            let factor = exp(old - new);
             self.max[row] = new;
             self.sum[row] *= factor;
             rescale(&mut self.out[row * plan.v_depth..][..plan.v_depth], factor);

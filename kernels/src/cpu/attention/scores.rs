@@ -1,12 +1,23 @@
 //! A block of scores: what a query sees, caps, biases, and the row loops.
 
 use super::super::Buffer;
+use super::super::math::{self, Split};
 use super::super::matrix::{Float, Operand};
-use crate::numerics::exp::{exp, tanh};
 use crate::numerics::simd::Vectorised;
 use crate::program::{self, Attention};
 use crate::{DType, KernelError};
 use std::ops::Range;
+
+/// Both functions in two roundings, so that every CPU has the same bits.
+#[inline(always)]
+pub(super) fn exp(x: f32) -> f32 {
+    math::exp::<Split>(x)
+}
+
+#[inline(always)]
+fn tanh(x: f32) -> f32 {
+    math::tanh::<Split>(x)
+}
 
 /// Which keys the mask lets a query see.
 #[derive(Clone, Copy)]
