@@ -6,6 +6,7 @@ mod error;
 pub mod graph;
 pub mod import;
 pub mod plan;
+pub mod recognise;
 pub mod units;
 
 pub use error::Error;
