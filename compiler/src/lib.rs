@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod cost;
+pub mod decide;
 mod error;
 pub mod graph;
 pub mod import;
