@@ -2,10 +2,13 @@
 //!
 //! Nothing here allocates memory that grows with a tensor: what a kernel needs beside its arguments is [`scratch_bytes`].
 
+mod attention;
 mod contract;
 mod matrix;
+mod quantize;
 #[cfg(test)]
 mod reference;
+mod scaled_contract;
 mod tasks;
 
 use crate::KernelError;
@@ -22,6 +25,10 @@ pub struct Buffer {
 pub fn scratch_bytes(kernel: &Kernel, threads: usize) -> u64 {
     match kernel {
         Kernel::Contract(k) => contract::scratch(k, threads),
+        Kernel::Attention(k) => attention::scratch(k, threads),
+        Kernel::AttentionGrad(k) => attention::scratch_grad(k, threads),
+        Kernel::ScaledContract(k) => scaled_contract::scratch(k, threads),
+        Kernel::Quantize(k) => quantize::scratch(k, threads),
         _ => 0,
     }
 }
@@ -39,6 +46,10 @@ pub unsafe fn launch(kernel: &Kernel, args: &[Buffer], scratch: Buffer) -> Resul
     unsafe {
         match kernel {
             Kernel::Contract(k) => contract::run(k, args, scratch),
+            Kernel::Attention(k) => attention::run(k, args, scratch),
+            Kernel::AttentionGrad(k) => attention::run_grad(k, args, scratch),
+            Kernel::ScaledContract(k) => scaled_contract::run(k, args, scratch),
+            Kernel::Quantize(k) => quantize::run(k, args, scratch),
             _ => Err(KernelError::Unsupported(format!("{} kernels on the CPU", kernel.family()))),
         }
     }

@@ -1,6 +1,9 @@
 //! Plain references, in f64 and one loop an index, and what the kernels' tests share.
 
+mod attention;
 mod contract;
+mod quantize;
+mod scaled_contract;
 
 use super::{Buffer, launch, scratch_bytes};
 use crate::program::{Arg, Kernel, Mode};
