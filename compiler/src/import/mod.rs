@@ -1,3 +1,5 @@
 //! Model files to graphs.
 
+mod fold;
 pub mod model;
+pub mod ops;
