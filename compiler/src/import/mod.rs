@@ -2,4 +2,9 @@
 
 mod fold;
 pub mod model;
+pub mod onnx;
 pub mod ops;
+pub mod parameters;
+mod sort;
+mod torch;
+mod wire;
