@@ -1,8 +1,12 @@
 //! Compiles a model to a training plan that fits a memory budget.
 
+pub mod check;
+pub mod cost;
 mod error;
 pub mod graph;
 pub mod import;
+pub mod plan;
+pub mod recognise;
 pub mod units;
 
 pub use error::Error;
