@@ -154,7 +154,11 @@ fn conflicts(touches: &[&Touch]) -> Result<(), String> {
                 false => pair.is_some_and(|(a, b)| (other < at && same_element(a, b)) || a.apart(b)),
             };
             if !fine {
-                let how = if b.write { "two stores may hit one element" } else { "a load may read what another point or an earlier store writes" };
+                let how = if b.write {
+                    "two stores may hit one element"
+                } else {
+                    "a load may read what another point or an earlier store writes"
+                };
                 return Err(how.into());
             }
         }
