@@ -2,6 +2,8 @@
 
 pub mod check;
 pub mod cost;
+pub mod decide;
+pub mod differentiate;
 mod error;
 pub mod graph;
 pub mod import;
