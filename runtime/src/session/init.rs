@@ -100,7 +100,7 @@ fn map_outside(path: &PathBuf, bytes: u64, sha256: &str) -> Result<Mmap, Error> 
     Ok(map)
 }
 
-pub(crate) fn hexadecimal(bytes: &[u8]) -> String {
+fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 

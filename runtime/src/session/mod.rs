@@ -13,7 +13,6 @@ use crate::plan::{Control, Plan, PlanFile, Purpose, TensorId};
 use std::sync::Arc;
 
 pub use batch::Batch;
-pub(crate) use init::hexadecimal;
 pub use run::RunOutput;
 pub use scale::Scaler;
 
@@ -71,6 +70,10 @@ impl Session {
     /// The plan.
     pub fn plan(&self) -> &Plan {
         &self.plan
+    }
+
+    pub(crate) fn shared_plan(&self) -> Arc<Plan> {
+        self.plan.clone()
     }
 
     /// The device's name, as `--device` takes it.

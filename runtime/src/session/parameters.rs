@@ -3,7 +3,7 @@
 use super::{Scaler, Session};
 use crate::Error;
 use crate::convert::{convert, file_dtype, inverse, permuted};
-use crate::plan::{Parameter, Tensor, TensorId};
+use crate::plan::{Parameter, Plan, Tensor, TensorId};
 use crate::tensors::{HostTensor, View};
 use fp8c_kernels::DType;
 use safetensors::Dtype;
@@ -14,8 +14,12 @@ impl Session {
     /// # Errors
     /// [`Error::Usage`] when the plan has no such parameter, [`Error::Device`].
     pub fn parameter(&self, name: &str) -> Result<HostTensor, Error> {
-        let p = self.find(name)?;
-        self.read_parameter(p)
+        self.read_parameter(find(&self.plan, name)?)
+    }
+
+    /// The format that [`Session::parameter`] gives.
+    pub(crate) fn outside_dtype(&self, p: &Parameter) -> Dtype {
+        outside_dtype(self.plan.tensor(p.tensor))
     }
 
     pub(crate) fn read_parameter(&self, p: &Parameter) -> Result<HostTensor, Error> {
@@ -41,9 +45,7 @@ impl Session {
     /// [`Error::Usage`] when the plan has no such parameter, [`Error::Data`] when shape or dtype do not fit.
     pub fn set_parameter(&mut self, name: &str, value: &View<'_>) -> Result<(), Error> {
         let plan = self.plan.clone();
-        let p = self.find(name).map(|found| plan.parameters.iter().find(|p| p.name == found.name))?;
-        // `find` looks in the same list.
-        let Some(p) = p else { return Ok(()) };
+        let p = find(&plan, name)?;
         if value.shape != p.shape {
             return Err(Error::data(name, format!("shape {:?} where the plan has {:?}", value.shape, p.shape)));
         }
@@ -54,11 +56,6 @@ impl Session {
             bytes = permuted(&bytes, t.dtype.size() as usize, &p.shape, perm);
         }
         self.device.write(t.offset, &bytes)
-    }
-
-    fn find(&self, name: &str) -> Result<&Parameter, Error> {
-        let found = self.plan.parameters.iter().find(|p| p.name == name);
-        found.ok_or_else(|| Error::Usage(format!("the plan has no parameter {name}")))
     }
 
     /// Bytes of a tensor as the arena holds them.
@@ -88,8 +85,13 @@ impl Session {
     }
 }
 
+fn find<'a>(plan: &'a Plan, name: &str) -> Result<&'a Parameter, Error> {
+    let found = plan.parameters.iter().find(|p| p.name == name);
+    found.ok_or_else(|| Error::Usage(format!("the plan has no parameter {name}")))
+}
+
 /// The format of a parameter outside the plan.
-pub(crate) fn outside_dtype(t: &Tensor) -> Dtype {
+fn outside_dtype(t: &Tensor) -> Dtype {
     match t.dtype {
         DType::F32 | DType::Bf16 | DType::E4m3 => Dtype::F32,
         DType::I64 | DType::I32 | DType::Bool => file_dtype(t.dtype),
