@@ -4,11 +4,13 @@
 
 mod attention;
 mod contract;
+pub(crate) mod math;
 mod matrix;
 mod quantize;
 #[cfg(test)]
 mod reference;
 mod scaled_contract;
+mod row;
 mod tasks;
 
 use crate::KernelError;
@@ -24,6 +26,7 @@ pub struct Buffer {
 /// Scratch memory that [`launch`] needs, in bytes, for a pool of `threads`.
 pub fn scratch_bytes(kernel: &Kernel, threads: usize) -> u64 {
     match kernel {
+        Kernel::Row(k) => row::scratch(k, threads),
         Kernel::Contract(k) => contract::scratch(k, threads),
         Kernel::Attention(k) => attention::scratch(k, threads),
         Kernel::AttentionGrad(k) => attention::scratch_grad(k, threads),
@@ -45,6 +48,7 @@ pub unsafe fn launch(kernel: &Kernel, args: &[Buffer], scratch: Buffer) -> Resul
     // SAFETY: the caller's promise.
     unsafe {
         match kernel {
+            Kernel::Row(k) => row::run(k, args, scratch),
             Kernel::Contract(k) => contract::run(k, args, scratch),
             Kernel::Attention(k) => attention::run(k, args, scratch),
             Kernel::AttentionGrad(k) => attention::run_grad(k, args, scratch),
