@@ -8,6 +8,7 @@ mod error;
 pub mod graph;
 pub mod import;
 pub mod plan;
+pub mod precision;
 pub mod recognise;
 pub mod units;
 
