@@ -1,5 +1,6 @@
 //! Compiles a model to a training plan that fits a memory budget.
 
+pub mod differentiate;
 mod error;
 pub mod graph;
 pub mod import;

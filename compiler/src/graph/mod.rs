@@ -12,9 +12,11 @@
 //! 5. epochs never decrease along the node list: forward, backward, update.
 
 mod build;
+pub mod edit;
 pub mod eval;
 pub mod infer;
 mod op;
+mod verify;
 
 pub use op::*;
 
