@@ -4,6 +4,7 @@ pub mod differentiate;
 mod error;
 pub mod graph;
 pub mod import;
+pub mod lower;
 pub mod units;
 
 pub use error::Error;

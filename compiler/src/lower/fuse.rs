@@ -14,8 +14,6 @@ pub(super) struct Group {
     /// In graph order.
     pub nodes: Vec<NodeId>,
     pub epoch: Epoch,
-    /// Values that are read outside, in graph order.
-    pub stored: Vec<ValueId>,
     pub runs: Runs,
     pub built: Built,
 }
@@ -64,7 +62,7 @@ fn group(scene: &Scene, nodes: Vec<NodeId>, limits: Limits) -> Result<Group, Ref
     }
     let built = build(scene, &nodes, &stored, &runs, limits)?;
     let epoch = scene.graph().node(nodes[0]).epoch;
-    Ok(Group { nodes, epoch, stored, runs, built })
+    Ok(Group { nodes, epoch, runs, built })
 }
 
 /// The values of a set of nodes that something outside reads.
@@ -166,6 +164,7 @@ impl Fuser<'_, '_> {
     /// True if something outside the set lies on a path between two of its nodes.
     fn is_cyclic(&self, nodes: &[NodeId], a: usize, b: usize) -> bool {
         let inside = |n: NodeId| matches!(self.of[n.index()], Some(g) if g == a || g == b);
+        let last = nodes[nodes.len() - 1];
         let mut seen: BTreeSet<NodeId> = BTreeSet::new();
         let mut stack: Vec<NodeId> = vec![];
         let follow = |n: NodeId, stack: &mut Vec<NodeId>| {
@@ -181,6 +180,10 @@ impl Fuser<'_, '_> {
             // A group runs as one: reaching one of its nodes reaches all.
             let group = self.of[n.index()].and_then(|g| self.groups[g].as_ref());
             let members = group.map_or(std::slice::from_ref(&n), |g| &g.nodes);
+            // Readers come later than what they read, so that only a group with an early node leads back.
+            if members[0] > last {
+                continue;
+            }
             for &m in members {
                 if inside(m) {
                     return true;

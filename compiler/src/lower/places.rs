@@ -90,7 +90,7 @@ fn pushed_back(scene: &Scene, mut v: ValueId, mut place: Place) -> Option<(Value
 }
 
 /// Strides of `to` over the elements that `strides` steps through in row-major order of `from`.
-fn reshaped(from: &[u64], strides: &[i64], to: &[u64]) -> Option<Vec<i64>> {
+pub(super) fn reshaped(from: &[u64], strides: &[i64], to: &[u64]) -> Option<Vec<i64>> {
     // Runs of `from` that one stride covers, outermost first: (extent, stride).
     let mut runs: Vec<(u64, i64)> = vec![];
     for (&e, &s) in from.iter().zip(strides).filter(|(e, _)| **e != 1) {
