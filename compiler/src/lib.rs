@@ -7,6 +7,7 @@ pub mod differentiate;
 mod error;
 pub mod graph;
 pub mod import;
+pub mod lower;
 pub mod plan;
 pub mod precision;
 pub mod recognise;
