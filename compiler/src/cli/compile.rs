@@ -139,7 +139,7 @@ fn import_options(a: &ModelArgs) -> Result<ImportOptions, Failure> {
         let (name, n) = bound.ok_or_else(|| Failure::usage(format!("'{d}' binds no dimension"), "write --dim batch=8"))?;
         dims.insert(name, n);
     }
-    let loss = a.loss.as_deref().map(str::parse::<LossSpec>).transpose().map_err(Error::from)?;
+    let loss = a.loss.as_deref().map(str::parse::<LossSpec>).transpose().map_err(Error::Usage)?;
     Ok(ImportOptions {
         dims,
         loss,

@@ -24,7 +24,7 @@ pub fn new(a: &New) -> Done {
         tied: None,
     };
     let sizes = Sizes::of(family, &request).map_err(|e| Failure::usage(e, hint))?;
-    let text = json::write(&make(family, &sizes))?;
+    let text = json::write(&make(family, &sizes)).map_err(Error::Usage)?;
     match &a.output {
         Some(path) => std::fs::write(path, text).map_err(|source| Error::Io { path: path.clone(), source }.into()),
         None => {
