@@ -12,6 +12,7 @@
 //! 5. epochs never decrease along the node list: forward, backward, update.
 
 mod build;
+pub mod eval;
 pub mod infer;
 mod op;
 
