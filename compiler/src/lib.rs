@@ -1,8 +1,15 @@
 //! Compiles a model to a training plan that fits a memory budget.
 
+pub mod check;
+pub mod cost;
+pub mod decide;
+pub mod differentiate;
 mod error;
 pub mod graph;
 pub mod import;
+pub mod plan;
+pub mod precision;
+pub mod recognise;
 pub mod units;
 
 pub use error::Error;

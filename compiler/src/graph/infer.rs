@@ -108,8 +108,9 @@ impl Op {
             }
             Op::Conv(c) => {
                 need(n >= 2 && inputs[0].rank() == 4 && inputs[1].rank() == 4, "rank-4 image and weight")?;
-                let fits =
-                    c.groups > 0 && inputs[0].shape[1] == inputs[1].shape[1].saturating_mul(c.groups) && inputs[1].shape[0] % c.groups == 0;
+                let fits = c.groups > 0
+                    && inputs[0].shape[1] == inputs[1].shape[1].saturating_mul(c.groups)
+                    && inputs[1].shape[0].is_multiple_of(c.groups);
                 need(
                     fits && inputs[0].shape[2..] == c.window.input && inputs[1].shape[2..] == c.window.kernel,
                     "channels and extents that fit",

@@ -12,9 +12,13 @@
 //! 5. epochs never decrease along the node list: forward, backward, update.
 
 mod build;
+pub mod edit;
 pub mod eval;
 pub mod infer;
 mod op;
+pub mod parse;
+mod text;
+mod verify;
 
 pub use op::*;
 

@@ -289,12 +289,9 @@ impl Builder {
 
     /// Cosines and sines `[1, seq, head / 2]`, computed by nodes that fold, so that the file stays small.
     fn angles(&mut self, head: u64) {
-        let mut number = |name: &str, data: ConstData, elem: Elem| {
-            self.initializer(name, elem, &data.ty.shape.clone(), Init::Data(Arc::new(data)), false);
-        };
-        number("zero", ConstData::i64([], &[0]), Elem::I64);
-        number("one", ConstData::i64([], &[1]), Elem::I64);
-        number("seq", ConstData::i64([], &[self.sizes.seq as i64]), Elem::I64);
+        for (name, n) in [("zero", 0), ("one", 1), ("seq", self.sizes.seq as i64)] {
+            self.initializer(name, Elem::I64, &[], Init::Data(Arc::new(ConstData::i64([], &[n]))), false);
+        }
         let frequency = |i: u64| ROTARY_BASE.powf(-((2 * i) as f64) / head as f64) as f32;
         let frequencies: Vec<f32> = (0..head / 2).map(frequency).collect();
         let data = ConstData::f32([head / 2], &frequencies);

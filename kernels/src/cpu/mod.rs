@@ -2,6 +2,15 @@
 //!
 //! Nothing here allocates memory that grows with a tensor: what a kernel needs beside its arguments is [`scratch_bytes`].
 
+mod attention;
+mod contract;
+mod matrix;
+mod quantize;
+#[cfg(test)]
+mod reference;
+mod scaled_contract;
+mod tasks;
+
 use crate::KernelError;
 use crate::program::Kernel;
 
@@ -14,8 +23,14 @@ pub struct Buffer {
 
 /// Scratch memory that [`launch`] needs, in bytes, for a pool of `threads`.
 pub fn scratch_bytes(kernel: &Kernel, threads: usize) -> u64 {
-    let _ = (kernel, threads);
-    unimplemented!()
+    match kernel {
+        Kernel::Contract(k) => contract::scratch(k, threads),
+        Kernel::Attention(k) => attention::scratch(k, threads),
+        Kernel::AttentionGrad(k) => attention::scratch_grad(k, threads),
+        Kernel::ScaledContract(k) => scaled_contract::scratch(k, threads),
+        Kernel::Quantize(k) => quantize::scratch(k, threads),
+        _ => 0,
+    }
 }
 
 /// Runs a kernel on its arguments, in the order of [`Kernel::args`]. The same kernel on the same bytes with the same number of
@@ -27,6 +42,15 @@ pub fn scratch_bytes(kernel: &Kernel, threads: usize) -> u64 {
 /// # Errors
 /// [`KernelError::Binding`] when a buffer is too short, [`KernelError::IndexOutOfRange`] for data.
 pub unsafe fn launch(kernel: &Kernel, args: &[Buffer], scratch: Buffer) -> Result<(), KernelError> {
-    let _ = (kernel, args, scratch);
-    unimplemented!()
+    // SAFETY: the caller's promise.
+    unsafe {
+        match kernel {
+            Kernel::Contract(k) => contract::run(k, args, scratch),
+            Kernel::Attention(k) => attention::run(k, args, scratch),
+            Kernel::AttentionGrad(k) => attention::run_grad(k, args, scratch),
+            Kernel::ScaledContract(k) => scaled_contract::run(k, args, scratch),
+            Kernel::Quantize(k) => quantize::run(k, args, scratch),
+            _ => Err(KernelError::Unsupported(format!("{} kernels on the CPU", kernel.family()))),
+        }
+    }
 }

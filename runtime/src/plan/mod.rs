@@ -4,12 +4,16 @@
 //! `constants.safetensors` / `weights.safetensors` for what is not referenced in place. Same input, same bytes.
 
 mod control;
+mod file;
+mod verify;
 
 pub use control::Control;
+pub use file::{Contents, PlanFile, StoredTensor};
+pub use verify::verify;
 
 use fp8c_kernels::DType;
 use fp8c_kernels::launch::Launch;
-use fp8c_kernels::program::Kernel;
+use fp8c_kernels::program::{Kernel, Mode};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -87,6 +91,8 @@ pub enum Role {
     Input,
     Parameter,
     State,
+    /// Where its first use in `micro` reads it (it is accumulated into), the runtime zeroes it before a step's first micro-batch; it
+    /// then lives from position 0 until the end of `micro` at least.
     Gradient,
     Constant,
     Control,
@@ -272,4 +278,29 @@ pub struct Certificate {
     pub lower_bound_seconds: f64,
     pub step_seconds: f64,
     pub gap: f64,
+}
+
+impl Plan {
+    /// A tensor by index. Plans that pass [`verify`] hold only indices that exist.
+    pub fn tensor(&self, id: TensorId) -> &Tensor {
+        &self.tensors[id.0 as usize]
+    }
+
+    /// The gradients that are accumulated into, and so must be zero before a step's first micro-batch: those whose first use in
+    /// `micro` reads them. Steps and kernels out of range are passed over.
+    pub fn zeroed_gradients(&self) -> Vec<TensorId> {
+        let mut seen = vec![false; self.tensors.len()];
+        let mut zeroed = vec![];
+        for step in &self.schedule.micro {
+            let Some(entry) = self.kernels.get(step.kernel as usize) else { continue };
+            for (&id, arg) in step.args.iter().zip(entry.kernel.args()) {
+                let Some(t) = self.tensors.get(id.0 as usize) else { continue };
+                let first_use = !std::mem::replace(&mut seen[id.0 as usize], true);
+                if first_use && t.role == Role::Gradient && arg.mode != Mode::Write {
+                    zeroed.push(id);
+                }
+            }
+        }
+        zeroed
+    }
 }

@@ -1,0 +1,162 @@
+//! Forward: for each block of queries, an online softmax over blocks of keys.
+
+use super::super::Buffer;
+use super::super::matrix::{Float, Operand, Shape, View, product};
+use super::super::tasks::Tasks;
+use super::scores::{Exponentials, Finish, Rescale};
+use super::{KEYS, Plan, QUERIES, Tensor, cut};
+use crate::KernelError;
+use crate::numerics::simd::dispatch;
+use std::ops::Range;
+
+pub(super) fn tasks(plan: &Plan) -> Tasks {
+    let (queries, keys) = (plan.queries(), plan.keys());
+    let panels = plan.panel(queries, plan.depth) + plan.panel(keys, plan.depth) + plan.panel(keys, plan.v_depth);
+    Tasks {
+        count: (plan.k.batch * plan.k.heads) as usize * plan.q_len.div_ceil(QUERIES),
+        floats: (panels + queries * (keys + plan.v_depth + 2) + keys) as u64,
+        flops: plan.flops(2),
+    }
+}
+
+/// # Safety
+/// As [`super::run`].
+pub(super) unsafe fn run(plan: &Plan, [o, lse]: &[Buffer; 2], scratch: Buffer) -> Result<(), KernelError> {
+    let o = Tensor::new(Some(o), plan.float, plan.k.o);
+    let lse = Operand { ptr: lse.ptr, float: Float::F32, rs: 1, cs: 1 };
+    let blocks = plan.q_len.div_ceil(QUERIES);
+    let heads = plan.k.heads as usize;
+    let task = |task: usize, slot: &mut [f32]| {
+        // The last queries see most under a causal mask: they go first.
+        let block = blocks - 1 - task % blocks;
+        let (batch, head) = (task / blocks / heads, task / blocks % heads);
+        let queries = block * QUERIES..((block + 1) * QUERIES).min(plan.q_len);
+        // SAFETY: the block is this task's own.
+        unsafe {
+            let mut state = State::new(plan, batch, head, queries, slot);
+            state.scan();
+            state.store(o, lse);
+        }
+    };
+    // SAFETY: the caller's promise.
+    unsafe { tasks(plan).run(scratch, task) }
+}
+
+/// A block of queries of one head.
+struct State<'a> {
+    plan: &'a Plan<'a>,
+    batch: usize,
+    head: usize,
+    queries: Range<usize>,
+    q: View,
+    panel_k: &'a mut [f32],
+    panel_v: &'a mut [f32],
+    /// Scores, then probabilities, rows `KEYS` (or all keys) apart.
+    scores: &'a mut [f32],
+    /// Sums of p * v, still to be divided by `sum`.
+    out: &'a mut [f32],
+    max: &'a mut [f32],
+    sum: &'a mut [f32],
+    bias: &'a mut [f32],
+}
+
+impl<'a> State<'a> {
+    unsafe fn new(plan: &'a Plan<'a>, batch: usize, head: usize, queries: Range<usize>, mut slot: &'a mut [f32]) -> State<'a> {
+        let slot = &mut slot;
+        let (rows, keys) = (plan.queries(), plan.keys());
+        let panel_q = cut(slot, plan.panel(rows, plan.depth));
+        // SAFETY: the queries are inside.
+        let q = unsafe { plan.q.at(batch, head, queries.start).view(queries.len(), plan.depth, panel_q) };
+        let state = State {
+            plan,
+            batch,
+            head,
+            queries,
+            q,
+            panel_k: cut(slot, plan.panel(keys, plan.depth)),
+            panel_v: cut(slot, plan.panel(keys, plan.v_depth)),
+            scores: cut(slot, rows * keys),
+            out: cut(slot, rows * plan.v_depth),
+            max: cut(slot, rows),
+            sum: cut(slot, rows),
+            bias: cut(slot, keys),
+        };
+        state.out.fill(0.0);
+        state.sum.fill(0.0);
+        state.max.fill(f32::NEG_INFINITY);
+        state
+    }
+
+    /// Goes over the blocks of keys.
+    unsafe fn scan(&mut self) {
+        let plan = self.plan;
+        let kv_head = self.head / plan.group;
+        let seen = plan.visible.keys_of(self.queries.clone());
+        let (rows, ld) = (self.queries.len(), plan.keys());
+        for start in seen.clone().step_by(KEYS) {
+            let keys = start..(start + KEYS).min(seen.end);
+            let n = keys.len();
+            // SAFETY: keys and queries are inside; the scores have `rows` rows of at least `n`.
+            unsafe {
+                let k = plan.key.at(self.batch, kv_head, start).view(n, plan.depth, self.panel_k);
+                product(Shape { m: rows, n, k: plan.depth }, self.scores.as_mut_ptr(), ld, false, self.q, k.t(), plan.scale);
+                for row in 0..rows {
+                    self.softmax_row(row, &keys);
+                }
+                let v = plan.v.at(self.batch, kv_head, start).view(n, plan.v_depth, self.panel_v);
+                let p = View::rows(self.scores, ld);
+                product(Shape { m: rows, n: plan.v_depth, k: n }, self.out.as_mut_ptr(), plan.v_depth, true, p, v, 1.0);
+            }
+        }
+    }
+
+    /// Turns a row of raw scores into exponentials under the row's new maximum, and rescales what the old one was used for.
+    unsafe fn softmax_row(&mut self, row: usize, keys: &Range<usize>) {
+        let plan = self.plan;
+        let query = self.queries.start + row;
+        let seen = plan.visible.keys(query);
+        let (lo, hi) = (seen.start.clamp(keys.start, keys.end), seen.end.clamp(keys.start, keys.end));
+        let scores = &mut self.scores[row * plan.keys()..][..keys.len()];
+        let (lo, hi) = (lo - keys.start, hi.max(lo) - keys.start);
+        scores[..lo].fill(0.0);
+        scores[hi..].fill(0.0);
+        let bias = plan.bias.map(|bias| {
+            // SAFETY: the keys are inside.
+            unsafe { bias.row([self.batch, self.head, query], keys.start + lo, &mut self.bias[lo..hi]) };
+            &self.bias[lo..hi]
+        });
+        let scores = &mut scores[lo..hi];
+        let old = self.max[row];
+        let block = dispatch(Finish { row: scores, cap: plan.cap, bias });
+        let new = if block > old { block } else { old };
+        if new == f32::NEG_INFINITY {
+            // Nothing seen yet, unless it is NaN, which stays.
+            scores.iter_mut().for_each(|z| *z = if z.is_nan() { *z } else { 0.0 });
+            self.sum[row] += scores.iter().sum::<f32>();
+            return;
+        }
+        if new > old {
+            let factor = crate::numerics::exp::exp(old - new);
+            self.max[row] = new;
+            self.sum[row] *= factor;
+            dispatch(Rescale { row: &mut self.out[row * plan.v_depth..][..plan.v_depth], factor });
+        }
+        self.sum[row] += dispatch(Exponentials { row: scores, shift: new });
+    }
+
+    /// Divides and stores.
+    unsafe fn store(self, o: Tensor, lse: Operand) {
+        let plan = self.plan;
+        let first = (self.batch * plan.k.heads as usize + self.head) * plan.q_len + self.queries.start;
+        for row in 0..self.queries.len() {
+            let out = &mut self.out[row * plan.v_depth..][..plan.v_depth];
+            let sum = self.sum[row];
+            dispatch(Rescale { row: out, factor: if sum == 0.0 { 0.0 } else { 1.0 / sum } });
+            // SAFETY: the row is this task's own.
+            unsafe {
+                o.at(self.batch, self.head, self.queries.start + row).store_row(out);
+                lse.at(first + row, 0).store_row(&[self.max[row] + sum.ln()]);
+            }
+        }
+    }
+}
