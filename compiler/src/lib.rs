@@ -7,7 +7,9 @@ pub mod differentiate;
 mod error;
 pub mod graph;
 pub mod import;
+pub mod lower;
 pub mod plan;
+pub mod precision;
 pub mod recognise;
 pub mod units;
 

@@ -5,7 +5,10 @@
 //! against the exact schedule. [`ladder`] does so for a fixed series of budgets that depends on the program alone, so that a
 //! larger budget never gets a slower plan and a smaller one never a larger peak.
 
+pub mod formats;
 pub mod ladder;
 pub mod late;
 pub mod lp;
+pub mod policy;
 pub mod search;
+pub mod sites;

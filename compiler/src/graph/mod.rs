@@ -16,6 +16,8 @@ pub mod edit;
 pub mod eval;
 pub mod infer;
 mod op;
+pub mod parse;
+mod text;
 mod verify;
 
 pub use op::*;

@@ -21,7 +21,7 @@ pub(crate) fn exp(x: f32) -> f32 {
     let p = p * r + 8.333_452e-3;
     let p = p * r + 4.166_579_6e-2;
     let p = p * r + 1.666_666_5e-1;
-    let p = p * r + 5.000_000_1e-1;
+    let p = p * r + 0.5;
     let p = p * r * r + r + 1.0;
     // 2^(n - 1) and a doubling: n may be 128. It is at least -125.
     let half = f32::from_bits((shifted.to_bits() << 23).wrapping_add(126 << 23));

@@ -289,40 +289,17 @@ pub(super) fn volume(shape: &[u64]) -> Result<u64, String> {
     product.ok_or_else(|| format!("has an absurd shape {shape:?}"))
 }
 
-/// The storage format of an ONNX element type.
+/// The storage format of ONNX's numeric code of an element type.
 ///
 /// # Errors
-/// For the formats that tensors cannot have here.
-pub(super) fn dtype_of(elem: Elem) -> Result<DType, String> {
-    match elem {
+/// For the formats that a tensor of the graph cannot have.
+pub(super) fn dtype_of_code(code: i64) -> Result<DType, String> {
+    match Elem::from_onnx(i32::try_from(code).unwrap_or(0)) {
         Elem::F32 => Ok(DType::F32),
         Elem::Bf16 => Ok(DType::Bf16),
         Elem::I64 => Ok(DType::I64),
         Elem::I32 => Ok(DType::I32),
         Elem::Bool => Ok(DType::Bool),
-        other => Err(format!("uses the element type {other:?}; float32, bfloat16, int64, int32 and bool are accepted")),
+        other => Err(format!("uses the element type {}; float32, bfloat16, int64, int32 and bool are accepted", other.name())),
     }
-}
-
-/// The storage format of ONNX's numeric code of an element type.
-pub(super) fn dtype_of_code(code: i64) -> Result<DType, String> {
-    let name = match code {
-        1 => return Ok(DType::F32),
-        6 => return Ok(DType::I32),
-        7 => return Ok(DType::I64),
-        9 => return Ok(DType::Bool),
-        16 => return Ok(DType::Bf16),
-        2 => "uint8",
-        3 => "int8",
-        4 => "uint16",
-        5 => "int16",
-        8 => "string",
-        10 => "float16",
-        11 => "float64",
-        12 => "uint32",
-        13 => "uint64",
-        17..=20 => "an 8-bit float",
-        _ => return Err(format!("names the element type {code}; float32, bfloat16, int64, int32 and bool are accepted")),
-    };
-    Err(format!("uses the element type {name}; float32, bfloat16, int64, int32 and bool are accepted"))
 }

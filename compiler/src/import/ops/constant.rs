@@ -1,6 +1,6 @@
 //! Constants, and tensors that only dimensions determine.
 
-use super::call::{Call, dtype_of, dtype_of_code, volume};
+use super::call::{Call, dtype_of_code, volume};
 use super::expr::Scalar;
 use super::{Outcome, Rule, Table};
 use crate::graph::{ConstData, Op, TensorType, ValueId};
@@ -29,31 +29,11 @@ pub(super) fn scalar(dtype: DType, x: f64) -> Result<ConstData, String> {
     Ok(ConstData { ty: TensorType::new(dtype, []), bytes })
 }
 
-/// Data of a tensor attribute. Half and double precision become float32.
-pub(super) fn tensor(elem: Elem, shape: &[u64], bytes: &[u8]) -> Result<ConstData, String> {
-    let count = volume(shape)?;
-    let width = match elem {
-        Elem::F64 | Elem::I64 | Elem::U64 => 8,
-        Elem::F32 | Elem::I32 | Elem::U32 => 4,
-        Elem::F16 | Elem::Bf16 | Elem::I16 | Elem::U16 => 2,
-        _ => 1,
-    };
-    if count.checked_mul(width) != Some(bytes.len() as u64) {
-        return Err(format!("holds {} bytes for a tensor of shape {shape:?}", bytes.len()));
-    }
-    let words = |c: &[u8]| c.iter().rev().fold(0u64, |n, &b| n << 8 | b as u64);
-    let floats = |f: &dyn Fn(u64) -> f32| {
-        let list: Vec<f32> = bytes.chunks_exact(width as usize).map(|c| f(words(c))).collect();
-        ConstData::f32(shape, &list)
-    };
-    match elem {
-        Elem::F64 => Ok(floats(&|w| f64::from_bits(w) as f32)),
-        Elem::F16 => Ok(floats(&|w| half::f16::from_bits(w as u16).to_f32())),
-        Elem::Bool => {
-            let bytes = bytes.iter().map(|&b| (b != 0) as u8).collect();
-            Ok(ConstData { ty: TensorType::new(DType::Bool, shape), bytes })
-        }
-        _ => Ok(ConstData { ty: TensorType::new(dtype_of(elem)?, shape), bytes: bytes.to_vec() }),
+/// Data of a tensor attribute, in the storage that initializers of its type have.
+fn tensor(elem: Elem, shape: &[u64], bytes: &[u8]) -> Result<ConstData, String> {
+    match volume(shape)?.checked_mul(elem.size().unwrap_or(0)) == Some(bytes.len() as u64) {
+        true => crate::import::onnx::constant(elem, shape, bytes.to_vec()),
+        false => Err(format!("holds {} bytes for a tensor of shape {shape:?}", bytes.len())),
     }
 }
 

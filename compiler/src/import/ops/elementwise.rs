@@ -191,13 +191,8 @@ fn is_inf(call: &mut Call) -> Outcome {
 
 /// Sign of the divisor, or of the dividend with `fmod`.
 fn modulo(call: &mut Call) -> Outcome {
-    let fmod = call.flag("fmod")?;
-    let x = call.input(0)?;
-    match (fmod, call.dtype(x).is_float()) {
-        (true, _) => binary(call, Binary::Fmod),
-        (false, true) => Err("needs fmod = 1 for floats".into()),
-        (false, false) => binary(call, Binary::Mod),
-    }
+    let op = if call.flag("fmod")? { Binary::Fmod } else { Binary::Mod };
+    binary(call, op)
 }
 
 /// Base and exponent may be of different types; the result is of the base's.

@@ -257,14 +257,8 @@ fn full_name(node: &ModelNode) -> String {
 /// PyTorch's module path where the model carries it, then the node's name.
 fn site(node: &ModelNode) -> Arc<str> {
     let name = title(node);
-    match node.metadata.get("pkg.torch.onnx.name_scopes").and_then(|scopes| module_path(scopes)) {
+    match super::torch::module(node).filter(|path| !path.is_empty()) {
         Some(path) => format!("{path}/{name}").into(),
         None => name.into(),
     }
-}
-
-/// The last scope but one of a Python list of strings (the last is the node's own): `['', 'm', 'm.fc', 'linear']` gives `m.fc`.
-fn module_path(scopes: &str) -> Option<&str> {
-    let items: Vec<&str> = scopes.trim_matches(['[', ']']).split(", ").map(|s| s.trim_matches(['\'', '"'])).collect();
-    items.len().checked_sub(2).map(|i| items[i]).filter(|path| !path.is_empty())
 }

@@ -1,9 +1,10 @@
 //! Backward: for each key head, the queries that look at it, block by block, against its keys, block by block.
 
 use super::super::Buffer;
+use super::super::loops::dot;
 use super::super::matrix::{Float, Operand, Shape, View, product};
 use super::super::tasks::Tasks;
-use super::scores::{Dot, Probabilities, ScoreGradient};
+use super::scores::{Probabilities, ScoreGradient};
 use super::{KEYS, Plan, QUERIES, Tensor, cut};
 use crate::KernelError;
 use crate::numerics::simd::dispatch;
@@ -159,7 +160,7 @@ impl<'a> KeyHead<'a> {
             for row in 0..rows {
                 self.g.o.at(batch, head, first + row).load_row(o_row);
                 self.g.d_o.at(batch, head, first + row).load_row(d_o_row);
-                self.delta[row] = dispatch(Dot { x: o_row, y: d_o_row });
+                self.delta[row] = dot(o_row, d_o_row);
             }
             self.dq.fill(0.0);
             let seen = plan.visible.keys_of(queries.clone());

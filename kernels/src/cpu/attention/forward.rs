@@ -1,9 +1,10 @@
 //! Forward: for each block of queries, an online softmax over blocks of keys.
 
 use super::super::Buffer;
+use super::super::loops::rescale;
 use super::super::matrix::{Float, Operand, Shape, View, product};
 use super::super::tasks::Tasks;
-use super::scores::{Exponentials, Finish, Rescale};
+use super::scores::{Exponentials, Finish};
 use super::{KEYS, Plan, QUERIES, Tensor, cut};
 use crate::KernelError;
 use crate::numerics::simd::dispatch;
@@ -139,7 +140,7 @@ impl<'a> State<'a> {
             let factor = crate::numerics::exp::exp(old - new);
             self.max[row] = new;
             self.sum[row] *= factor;
-            dispatch(Rescale { row: &mut self.out[row * plan.v_depth..][..plan.v_depth], factor });
+            rescale(&mut self.out[row * plan.v_depth..][..plan.v_depth], factor);
         }
         self.sum[row] += dispatch(Exponentials { row: scores, shift: new });
     }
@@ -151,7 +152,7 @@ impl<'a> State<'a> {
         for row in 0..self.queries.len() {
             let out = &mut self.out[row * plan.v_depth..][..plan.v_depth];
             let sum = self.sum[row];
-            dispatch(Rescale { row: out, factor: if sum == 0.0 { 0.0 } else { 1.0 / sum } });
+            rescale(out, if sum == 0.0 { 0.0 } else { 1.0 / sum });
             // SAFETY: the row is this task's own.
             unsafe {
                 o.at(self.batch, self.head, self.queries.start + row).store_row(out);

@@ -136,20 +136,6 @@ impl Vectorised for Exponentials<'_> {
     }
 }
 
-/// Multiplies a row.
-pub(super) struct Rescale<'a> {
-    pub row: &'a mut [f32],
-    pub factor: f32,
-}
-
-impl Vectorised for Rescale<'_> {
-    type Output = ();
-    #[inline(always)]
-    fn run(self) {
-        self.row.iter_mut().for_each(|x| *x *= self.factor);
-    }
-}
-
 /// From a row of raw scores makes the probabilities `exp(z - lse)` in place; with a cap, keeps the cap's derivative in `slope`.
 pub(super) struct Probabilities<'a> {
     pub row: &'a mut [f32],
@@ -196,27 +182,5 @@ impl Vectorised for ScoreGradient<'_> {
         if let Some(slope) = self.slope {
             self.row.iter_mut().zip(slope).for_each(|(dz, slope)| *dz *= slope);
         }
-    }
-}
-
-/// Sum of products of two rows, sixteen lanes wide.
-pub(super) struct Dot<'a> {
-    pub x: &'a [f32],
-    pub y: &'a [f32],
-}
-
-impl Vectorised for Dot<'_> {
-    type Output = f32;
-    #[inline(always)]
-    fn run(self) -> f32 {
-        let mut lanes = [0.0f32; 16];
-        let (xs, ys) = (self.x.chunks_exact(16), self.y.chunks_exact(16));
-        let rest: f32 = xs.remainder().iter().zip(ys.remainder()).map(|(x, y)| x * y).sum();
-        for (x, y) in xs.zip(ys) {
-            for ((lane, x), y) in lanes.iter_mut().zip(x).zip(y) {
-                *lane += x * y;
-            }
-        }
-        lanes.into_iter().fold(rest, |s, x| s + x)
     }
 }

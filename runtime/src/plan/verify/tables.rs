@@ -146,7 +146,8 @@ pub(super) fn steps(plan: &Plan) -> Result<(), String> {
         kernels.push((entry.kernel.args(), entry.kernel.scratch_bytes(ScratchFor::Cpu { threads: 1 })));
     }
     for (position, step) in plan.schedule.micro.iter().chain(&plan.schedule.update).enumerate() {
-        let kernel = kernels.get(step.kernel as usize).ok_or_else(|| format!("step {position} runs kernel {}, which does not exist", step.kernel));
+        let kernel =
+            kernels.get(step.kernel as usize).ok_or_else(|| format!("step {position} runs kernel {}, which does not exist", step.kernel));
         let (args, scratch) = kernel?;
         bindings(plan, position, step, args).map_err(|reason| format!("step {position} ({}): {reason}", step.site))?;
         scratch_memory(plan, position, step, *scratch).map_err(|reason| format!("step {position} ({}): {reason}", step.site))?;

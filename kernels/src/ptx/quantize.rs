@@ -1,0 +1,1 @@
+//! Quantizers: 128 x 128 tiles through shared memory.

@@ -1,0 +1,6 @@
+//! The PTX generator against NVIDIA's assembler, and snapshots of its text.
+#![cfg(feature = "ptx")]
+
+mod assembler;
+mod programs;
+mod row;
