@@ -168,6 +168,22 @@ fn tensor(name: &str, shape: &[u64], role: Role, first: u32, last: u32) -> Tenso
     Tensor { name: name.into(), dtype: DType::F32, shape: shape.to_vec(), role, tier: Tier::Device, offset: 0, bytes, first, last }
 }
 
+/// Threads that scratch memory is laid out for.
+const THREADS: usize = 2;
+
+/// Gives each step the scratch memory that its kernel asks for.
+fn add_scratch(plan: &mut Plan) {
+    let Plan { schedule, kernels, tensors, .. } = plan;
+    for (at, step) in schedule.micro.iter_mut().chain(&mut schedule.update).enumerate() {
+        let bytes = kernels[step.kernel as usize].kernel.scratch_bytes(ScratchFor::Cpu { threads: THREADS });
+        if bytes > 0 {
+            step.scratch = Some(TensorId(tensors.len() as u32));
+            let at = at as u32;
+            tensors.push(Tensor { dtype: DType::Bool, bytes, ..tensor(&format!("scratch.{at}"), &[bytes], Role::Scratch, at, at) });
+        }
+    }
+}
+
 /// Gives each tensor a place of its own and the arena its size.
 fn lay_out(plan: &mut Plan) {
     let mut at = 0;
@@ -258,6 +274,7 @@ pub fn regression(accumulation: u32) -> Plan {
     };
     plan.inputs = vec![port("x", 0, &[BATCH, WIDTH]), port("t", 1, &[BATCH, OUT])];
     plan.outputs = vec![port("loss", 9, &[])];
+    add_scratch(&mut plan);
     lay_out(&mut plan);
     plan
 }
