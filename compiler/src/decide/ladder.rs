@@ -11,7 +11,7 @@ use crate::Error;
 use crate::graph::Epoch;
 use crate::plan::assemble::{persistent_bytes, spans};
 use crate::plan::offsets::{Packing, pack};
-use crate::plan::schedule::{Facts, Schedule, build};
+use crate::plan::schedule::{Decisions, Facts, Schedule, build};
 use crate::units::Program;
 use rayon::prelude::*;
 
@@ -123,6 +123,13 @@ impl Ladder {
         let transient = budget.saturating_sub(self.persistent);
         let relaxed = lp::solve(program, &self.ways, &self.timeline, unit_seconds, transient);
         self.base_seconds + relaxed.map_or(0.0, |r| r.seconds)
+    }
+
+    /// The schedule that recomputes nothing.
+    pub fn everything_kept(&self, program: &Program, facts: &Facts) -> Schedule {
+        let mut decisions = Decisions { keep: vec![false; program.buffers.len()] };
+        self.ways.recompute.iter().for_each(|(b, _)| decisions.keep[b.0 as usize] = true);
+        build(program, facts, &decisions)
     }
 
     fn infeasible(&self, program: &Program, budget: u64) -> Error {

@@ -1,9 +1,10 @@
 //! The graph that lowering works on: the compiler's graph with composites written out, each node and value tied to where it comes from.
 
 use crate::Error;
-use crate::graph::{Epoch, Expr, ExprNode, Graph, NodeId, Op, ValueId};
+use crate::graph::{Epoch, Expr, ExprNode, Gradient, Graph, NodeId, Op, Output, ValueId};
 use fp8c_kernels::DType;
 use fp8c_kernels::program::{Binary, Kind, Literal, Unary};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// A graph without row composites, and its ties to the graph it was made from.
@@ -44,11 +45,6 @@ impl<'a> Writer<'a> {
     pub fn begin(&mut self, node: NodeId, origin: NodeId, holds: ValueId) {
         let n = self.from.node(node);
         (self.epoch, self.site, self.origin, self.holds) = (n.epoch, n.site.clone(), origin, holds);
-    }
-
-    /// Gives what is added next another epoch.
-    pub fn set_epoch(&mut self, epoch: Epoch) {
-        self.epoch = epoch;
     }
 
     /// The counterpart of a value of `from`.
@@ -117,15 +113,21 @@ impl<'a> Writer<'a> {
         self.core.holds.resize(self.core.graph.values.len(), self.holds);
     }
 
-    /// The finished core, with the outputs, loss and gradients of `from`.
-    pub fn finish(mut self) -> Result<Core, Error> {
+    /// States whether the nodes added next are copies.
+    pub fn copying(&mut self, copying: bool) {
+        self.copying = copying;
+    }
+
+    /// The finished core, with the outputs, loss and gradients of `from`, or what `instead` has in their place.
+    pub fn finish(mut self, instead: &BTreeMap<ValueId, ValueId>) -> Result<Core, Error> {
         let mut graph = std::mem::take(&mut self.core.graph);
+        let get = |v: ValueId| instead.get(&v).copied().map_or_else(|| self.get(v), Ok);
         for o in &self.from.outputs {
-            graph.outputs.push(crate::graph::Output { name: o.name.clone(), value: self.get(o.value)? });
+            graph.outputs.push(Output { name: o.name.clone(), value: get(o.value)? });
         }
-        graph.loss = self.from.loss.map(|v| self.get(v)).transpose()?;
+        graph.loss = self.from.loss.map(get).transpose()?;
         for g in &self.from.gradients {
-            graph.gradients.push(crate::graph::Gradient { parameter: g.parameter, value: self.get(g.value)? });
+            graph.gradients.push(Gradient { parameter: g.parameter, value: get(g.value)? });
         }
         self.core.graph = graph;
         Ok(self.core)

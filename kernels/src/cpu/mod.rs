@@ -4,11 +4,18 @@
 
 mod attention;
 mod contract;
+mod conv;
+mod loops;
+pub(crate) mod math;
 mod matrix;
+mod pool;
 mod quantize;
 #[cfg(test)]
 mod reference;
+mod row;
 mod scaled_contract;
+mod scan;
+mod scatter_add;
 mod tasks;
 
 use crate::KernelError;
@@ -24,12 +31,16 @@ pub struct Buffer {
 /// Scratch memory that [`launch`] needs, in bytes, for a pool of `threads`.
 pub fn scratch_bytes(kernel: &Kernel, threads: usize) -> u64 {
     match kernel {
+        Kernel::Row(k) => row::scratch(k, threads),
         Kernel::Contract(k) => contract::scratch(k, threads),
         Kernel::Attention(k) => attention::scratch(k, threads),
         Kernel::AttentionGrad(k) => attention::scratch_grad(k, threads),
         Kernel::ScaledContract(k) => scaled_contract::scratch(k, threads),
         Kernel::Quantize(k) => quantize::scratch(k, threads),
-        _ => 0,
+        Kernel::Conv(k) => conv::scratch(k, threads),
+        Kernel::Pool(k) => pool::scratch(k, threads),
+        Kernel::ScatterAdd(k) => scatter_add::scratch(k, threads),
+        Kernel::Scan(_) => 0,
     }
 }
 
@@ -45,12 +56,16 @@ pub unsafe fn launch(kernel: &Kernel, args: &[Buffer], scratch: Buffer) -> Resul
     // SAFETY: the caller's promise.
     unsafe {
         match kernel {
+            Kernel::Row(k) => row::run(k, args, scratch),
             Kernel::Contract(k) => contract::run(k, args, scratch),
             Kernel::Attention(k) => attention::run(k, args, scratch),
             Kernel::AttentionGrad(k) => attention::run_grad(k, args, scratch),
             Kernel::ScaledContract(k) => scaled_contract::run(k, args, scratch),
             Kernel::Quantize(k) => quantize::run(k, args, scratch),
-            _ => Err(KernelError::Unsupported(format!("{} kernels on the CPU", kernel.family()))),
+            Kernel::Conv(k) => conv::run(k, args, scratch),
+            Kernel::Pool(k) => pool::run(k, args, scratch),
+            Kernel::ScatterAdd(k) => scatter_add::run(k, args, scratch),
+            Kernel::Scan(k) => scan::run(k, args, scratch),
         }
     }
 }

@@ -15,7 +15,7 @@ use fp8c_kernels::DType;
 use fp8c_kernels::launch::Launch;
 use fp8c_kernels::program::{Kernel, Mode};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 /// Version of the JSON below; a runtime refuses others.
 pub const SCHEMA: u32 = 1;
@@ -91,8 +91,6 @@ pub enum Role {
     Input,
     Parameter,
     State,
-    /// Where its first use in `micro` reads it (it is accumulated into), the runtime zeroes it before a step's first micro-batch; it
-    /// then lives from position 0 until the end of `micro` at least.
     Gradient,
     Constant,
     Control,
@@ -171,6 +169,8 @@ pub struct Parameter {
     pub perm: Option<Vec<usize>>,
     pub trainable: bool,
     pub tensor: TensorId,
+    /// Where its first use in `micro` reads it (it is accumulated into), the runtime zeroes it before a step's first micro-batch; it
+    /// then lives from position 0 until the end of `micro` at least.
     pub gradient: Option<TensorId>,
     /// Optimizer state, in slot order.
     pub state: Vec<TensorId>,
@@ -286,21 +286,30 @@ impl Plan {
         &self.tensors[id.0 as usize]
     }
 
-    /// The gradients that are accumulated into, and so must be zero before a step's first micro-batch: those whose first use in
-    /// `micro` reads them. Steps and kernels out of range are passed over.
+    /// The gradients that are accumulated into, and so must be zero before a step's first micro-batch: those of a parameter whose
+    /// first use in `micro` reads them. Indices out of range are passed over.
     pub fn zeroed_gradients(&self) -> Vec<TensorId> {
-        let mut seen = vec![false; self.tensors.len()];
+        let mut waiting: HashSet<TensorId> = self.parameters.iter().filter_map(|p| p.gradient).collect();
         let mut zeroed = vec![];
         for step in &self.schedule.micro {
             let Some(entry) = self.kernels.get(step.kernel as usize) else { continue };
             for (&id, arg) in step.args.iter().zip(entry.kernel.args()) {
-                let Some(t) = self.tensors.get(id.0 as usize) else { continue };
-                let first_use = !std::mem::replace(&mut seen[id.0 as usize], true);
-                if first_use && t.role == Role::Gradient && arg.mode != Mode::Write {
+                if waiting.remove(&id) && arg.mode != Mode::Write {
                     zeroed.push(id);
                 }
             }
         }
         zeroed
+    }
+}
+
+impl Parameter {
+    /// The shape in the plan's orientation; `None` when `perm` is no permutation of the axes.
+    pub fn inside_shape(&self) -> Option<Vec<u64>> {
+        let Some(perm) = &self.perm else { return Some(self.shape.clone()) };
+        let mut sorted = perm.clone();
+        sorted.sort_unstable();
+        let is_permutation = sorted.into_iter().eq(0..self.shape.len());
+        is_permutation.then(|| perm.iter().map(|&k| self.shape[k]).collect())
     }
 }

@@ -6,7 +6,6 @@ use crate::device::Device;
 use crate::files::parent;
 use crate::plan::{Init, Parameter, Plan, PlanFile, Role, Tensor};
 use crate::random::Philox;
-use crate::tensors::View;
 use fp8c_kernels::DType;
 use memmap2::Mmap;
 use safetensors::Dtype;
@@ -45,7 +44,7 @@ fn constants(device: &mut Device, file: &PlanFile) -> Result<(), Error> {
     let is_decay = |id: usize| plan.parameters.iter().any(|p| p.decay.is_some_and(|d| d.0 as usize == id));
     for (id, t) in plan.tensors.iter().enumerate().filter(|(_, t)| t.role == Role::Constant) {
         match file.constant(&t.name) {
-            Some(view) => stored(device, t, &view).map_err(|reason| damaged(file, format!("constant {}: {reason}", t.name)))?,
+            Some(view) => copy(device, t, view.bytes, view.dtype).map_err(|reason| damaged(file, format!("constant {}: {reason}", t.name)))?,
             None if is_decay(id) => {}
             None => return Err(damaged(file, format!("constant {} is missing", t.name))),
         }
@@ -72,7 +71,7 @@ fn parameter(device: &mut Device, file: &PlanFile, p: &Parameter, seed: u64, out
         }
         Init::Stored { name } => {
             let view = file.weight(name).ok_or_else(|| damaged(file, format!("weight {name} is missing")))?;
-            stored(device, t, &view).map_err(|reason| damaged(file, format!("weight {name}: {reason}")))
+            copy(device, t, view.bytes, view.dtype).map_err(|reason| damaged(file, format!("weight {name}: {reason}")))
         }
         Init::File { path, offset, bytes, dtype, file_bytes, sha256 } => {
             let from = file_dtype_named(dtype).ok_or_else(|| damaged(file, format!("{dtype} is no element format")))?;
@@ -132,13 +131,6 @@ fn generate(device: &mut Device, t: &Tensor, fill: impl Fn(u64, &mut [f32])) -> 
         at += n;
     }
     Ok(())
-}
-
-fn stored(device: &mut Device, t: &Tensor, view: &View<'_>) -> Result<(), String> {
-    if view.shape != t.shape {
-        return Err(format!("shape {:?} where {:?} belongs", view.shape, t.shape));
-    }
-    copy(device, t, view.bytes, view.dtype)
 }
 
 /// Copies stored elements, converting slice by slice where the format differs.

@@ -24,17 +24,16 @@ impl Session {
 
     pub(crate) fn read_parameter(&self, p: &Parameter) -> Result<HostTensor, Error> {
         let t = self.plan.tensor(p.tensor);
-        let stored = self.read_tensor(p.tensor)?;
+        let mut bytes = self.read_tensor(p.tensor)?;
         let dtype = outside_dtype(t);
-        let mut bytes = stored;
         if dtype == Dtype::F32 && t.dtype != DType::F32 {
             let mut wide = vec![0; (t.bytes / t.dtype.size() * 4) as usize];
             convert(&bytes, file_dtype(t.dtype), &mut wide, DType::F32).map_err(|reason| Error::data(&p.name, reason))?;
             bytes = wide;
         }
-        if let Some(perm) = &p.perm {
+        if let (Some(perm), Some(inside)) = (&p.perm, p.inside_shape()) {
             let size = dtype.bitsize() / 8;
-            bytes = permuted(&bytes, size, &t.shape, &inverse(perm));
+            bytes = permuted(&bytes, size, &inside, &inverse(perm));
         }
         Ok(HostTensor { name: p.name.clone(), dtype, shape: p.shape.clone(), bytes })
     }

@@ -65,8 +65,8 @@ impl Session {
             let mut bytes = vec![0; t.bytes as usize];
             self.device.read(t.offset, &mut bytes)?;
             let mut bytes = to_f32(&bytes, t.dtype).map_err(|reason| Error::data(&p.name, reason))?;
-            if let Some(perm) = &p.perm {
-                bytes = permuted(&bytes, 4, &t.shape, &inverse(perm));
+            if let (Some(perm), Some(inside)) = (&p.perm, p.inside_shape()) {
+                bytes = permuted(&bytes, 4, &inside, &inverse(perm));
             }
             all.push(HostTensor { name: p.name.clone(), dtype: Dtype::F32, shape: p.shape.clone(), bytes });
         }

@@ -12,6 +12,7 @@ mod softmax;
 use super::core::{Core, Writer};
 use crate::Error;
 use crate::graph::{Graph, Node, NodeId, Op, ValueId};
+use std::collections::BTreeMap;
 
 /// Makes the core graph of a graph: live nodes, composites written out, sources first.
 ///
@@ -33,7 +34,7 @@ pub(super) fn expand(graph: &Graph) -> Result<Core, Error> {
             w.bind(old, new, old);
         }
     }
-    w.finish()
+    w.finish(&BTreeMap::new())
 }
 
 fn one(w: &mut Writer, node: &Node, x: &[ValueId]) -> Result<Vec<ValueId>, Error> {
@@ -48,6 +49,7 @@ fn one(w: &mut Writer, node: &Node, x: &[ValueId]) -> Result<Vec<ValueId>, Error
         }
         Op::CrossEntropy(c) => loss::cross_entropy(w, c, x)?,
         Op::CrossEntropyGrad(c) => vec![loss::cross_entropy_grad(w, c, x)?],
+        Op::SumSquares => vec![reduce::sum_squares(w, x[0], x[1])?],
         op => w.add(op.clone(), x)?,
     })
 }

@@ -56,6 +56,16 @@ pub(super) fn along_rows(w: &mut Writer, op: Fold, x: ValueId, axes: usize) -> R
     }
 }
 
+/// A gradient's sum of squares added to a running sum: squares summed in parts, and the parts added in place.
+pub(super) fn sum_squares(w: &mut Writer, gradient: ValueId, sum: ValueId) -> Result<ValueId, Error> {
+    let n = w.core.graph.ty(gradient).elements();
+    let p = partials(1, n);
+    let flat = w.reshape(gradient, &[p, n / p.max(1)])?;
+    let squares = w.map(DType::F32, &[flat], |f, v| f.mul(v[0], v[0]))?;
+    let parts = along_rows(w, Fold::Sum, squares, 1)?;
+    w.one(Op::AccumulateGradient, &[sum, parts])
+}
+
 /// Neighbouring axes of one fate merged, those of extent 1 dropped: `(extent, folded)`.
 fn runs(shape: &[u64], axes: &[usize]) -> Vec<(u64, bool)> {
     let mut runs: Vec<(u64, bool)> = vec![];

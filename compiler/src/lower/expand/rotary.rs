@@ -46,8 +46,7 @@ pub(super) fn rotary(w: &mut Writer, form: Form, v: &[ValueId]) -> Result<ValueI
     })?;
     let mut pieces = vec![y, z];
     if form.interleaved {
-        let mut column = shape.clone();
-        (column[axis], column) = (half, [column, vec![1]].concat());
+        let column = [&shape[..axis], &[half, 1]].concat();
         let (y, z) = (w.reshape(y, &column)?, w.reshape(z, &column)?);
         let pairs = w.one(Op::Concat { axis: axis + 1 }, &[y, z])?;
         let mut turned = shape.clone();

@@ -2,8 +2,10 @@
 
 mod attention;
 mod contract;
+mod index;
 mod quantize;
 mod scaled_contract;
+mod window;
 
 use super::{Buffer, launch, scratch_bytes};
 use crate::program::{Arg, Kernel, Mode};

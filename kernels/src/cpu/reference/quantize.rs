@@ -51,7 +51,7 @@ fn check(k: Quantize, seed: u64) {
     let mut x = random.normal(k.rows * k.cols);
     for (i, x) in x.iter_mut().enumerate() {
         let octave = random.below(40) as i32 - 20;
-        *x *= if i as u64 / k.cols % 5 == 0 { 0.0 } else { 2f32.powi(octave) };
+        *x *= if (i as u64 / k.cols).is_multiple_of(5) { 0.0 } else { 2f32.powi(octave) };
     }
     inputs[0] = Data::new(k.source, &x);
     let x: Vec<f32> = inputs[0].values().into_iter().map(|x| x as f32).collect();

@@ -8,7 +8,7 @@ use fp8c_kernels::program::{Arg, Mode};
 pub(super) fn check(plan: &Plan) -> Result<(), String> {
     let args: Vec<Vec<Arg>> = plan.kernels.iter().map(|k| k.kernel.args()).collect();
     let mut defined = defined_at_start(plan);
-    let fixed = trainers_own(plan);
+    let rules = Rules { fixed: trainers_own(plan), kept: kept(plan) };
     for id in plan.zeroed_gradients() {
         let t = tensor(plan, id)?;
         let spans = t.first == 0 && t.last as usize + 1 >= plan.schedule.micro.len();
@@ -16,7 +16,7 @@ pub(super) fn check(plan: &Plan) -> Result<(), String> {
         defined[id.0 as usize] = true;
     }
     for step in &plan.schedule.micro {
-        follow(plan, step, &args[step.kernel as usize], true, &fixed, &mut defined)?;
+        follow(plan, step, &args[step.kernel as usize], true, &rules, &mut defined)?;
     }
     let gradients = plan.parameters.iter().filter_map(|p| p.gradient);
     for id in plan.outputs.iter().map(|p| p.tensor).chain(plan.loss).chain(gradients) {
@@ -24,7 +24,7 @@ pub(super) fn check(plan: &Plan) -> Result<(), String> {
         ensure(defined[id.0 as usize], || format!("tensor {} is read after a micro-batch that does not write it", t.name))?;
     }
     for step in &plan.schedule.update {
-        follow(plan, step, &args[step.kernel as usize], false, &fixed, &mut defined)?;
+        follow(plan, step, &args[step.kernel as usize], false, &rules, &mut defined)?;
     }
     Ok(())
 }
@@ -39,6 +39,23 @@ fn defined_at_start(plan: &Plan) -> Vec<bool> {
     defined
 }
 
+/// Which tensors may not be written.
+struct Rules {
+    /// By no step.
+    fixed: Vec<bool>,
+    /// By no step of a micro-batch.
+    kept: Vec<bool>,
+}
+
+/// Parameters, optimizer state and the control block; a state in which a gradient is summed is none of them.
+fn kept(plan: &Plan) -> Vec<bool> {
+    let by_role = |role| matches!(role, Role::Parameter | Role::State | Role::Control);
+    let mut kept: Vec<bool> = plan.tensors.iter().map(|t| by_role(t.role)).collect();
+    plan.parameters.iter().filter_map(|p| p.gradient).for_each(|id| kept[id.0 as usize] = false);
+    plan.parameters.iter().for_each(|p| kept[p.tensor.0 as usize] = true);
+    kept
+}
+
 /// Inputs, constants and decay multipliers.
 fn trainers_own(plan: &Plan) -> Vec<bool> {
     let mut fixed: Vec<bool> = plan.tensors.iter().map(|t| matches!(t.role, Role::Input | Role::Constant)).collect();
@@ -46,7 +63,7 @@ fn trainers_own(plan: &Plan) -> Vec<bool> {
     fixed
 }
 
-fn follow(plan: &Plan, step: &Step, args: &[Arg], micro: bool, fixed: &[bool], defined: &mut [bool]) -> Result<(), String> {
+fn follow(plan: &Plan, step: &Step, args: &[Arg], micro: bool, rules: &Rules, defined: &mut [bool]) -> Result<(), String> {
     for (&id, arg) in step.args.iter().zip(args) {
         let t = &plan.tensors[id.0 as usize];
         let fault = |what: &str| format!("{}: tensor {} {what}", step.site, t.name);
@@ -54,9 +71,8 @@ fn follow(plan: &Plan, step: &Step, args: &[Arg], micro: bool, fixed: &[bool], d
             ensure(defined[id.0 as usize], || fault("is read before it is written"))?;
         }
         if arg.mode != Mode::Read {
-            ensure(!fixed[id.0 as usize], || fault("is written, which only the trainer may"))?;
-            let kept = matches!(t.role, Role::Parameter | Role::State | Role::Control);
-            ensure(!(micro && kept), || fault("is written outside the update"))?;
+            ensure(!rules.fixed[id.0 as usize], || fault("is written, which only the trainer may"))?;
+            ensure(!(micro && rules.kept[id.0 as usize]), || fault("is written outside the update"))?;
         }
     }
     // Marked after all were checked: an argument may not read what the same launch writes elsewhere.

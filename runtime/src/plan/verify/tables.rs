@@ -1,7 +1,7 @@
 //! Everything about a plan that can be seen without running it.
 
 use super::ensure;
-use crate::plan::{ALIGN, Control, Init, Parameter, Plan, Port, Purpose, Role, SCHEMA, Step, Tensor, TensorId, Tier};
+use crate::plan::{ALIGN, Control, Init, Plan, Port, Purpose, Role, SCHEMA, Step, Tensor, TensorId, Tier};
 use fp8c_kernels::DType;
 use fp8c_kernels::program::{Arg, Mode, ScratchFor};
 use std::collections::HashSet;
@@ -53,10 +53,15 @@ pub(super) fn tensor(plan: &Plan, id: TensorId) -> Result<&Tensor, String> {
     plan.tensors.get(id.0 as usize).ok_or_else(|| format!("tensor {} does not exist", id.0))
 }
 
+fn elements(shape: &[u64]) -> Option<u64> {
+    shape.iter().try_fold(1u64, |n, &d| n.checked_mul(d))
+}
+
 pub(super) fn ports(plan: &Plan) -> Result<(), String> {
     let fits = |p: &Port, kind: &str| {
         let t = tensor(plan, p.tensor)?;
-        ensure(t.dtype == p.dtype && t.shape == p.shape, || format!("{kind} {} differs from its tensor in dtype or shape", p.name))?;
+        let fits = t.dtype == p.dtype && elements(&t.shape) == elements(&p.shape);
+        ensure(fits, || format!("{kind} {} differs from its tensor in dtype or shape", p.name))?;
         Ok::<_, String>(t)
     };
     let (mut names, mut places) = (HashSet::new(), HashSet::new());
@@ -97,10 +102,11 @@ pub(super) fn parameters(plan: &Plan) -> Result<(), String> {
         ensure(names.insert(&p.name), || fault("is listed twice"))?;
         let t = tensor(plan, p.tensor)?;
         ensure(t.role == Role::Parameter, || fault("has a tensor of another role"))?;
-        ensure(inside_shape(p).as_ref() == Some(&t.shape), || fault("differs from its tensor in shape"))?;
+        let elements = p.inside_shape().and_then(|shape| elements(&shape));
+        ensure(elements.is_some() && elements == self::elements(&t.shape), || fault("differs from its tensor in shape"))?;
         if let Some(g) = p.gradient {
             let g = tensor(plan, g)?;
-            ensure(g.dtype.is_float() && g.shape == t.shape, || fault("differs from its gradient in shape"))?;
+            ensure(g.dtype.is_float() && self::elements(&g.shape) == elements, || fault("differs from its gradient in shape"))?;
             ensure(outlives_micro(plan, g), || fault("has a gradient that does not last until the update"))?;
         }
         for &s in &p.state {
@@ -118,15 +124,6 @@ pub(super) fn parameters(plan: &Plan) -> Result<(), String> {
         ensure(recipe_holds(&p.init), || fault("has an initial value that is not finite"))?;
     }
     Ok(())
-}
-
-/// The shape of a parameter's tensor: the outside shape through its permutation. `None` when that is none.
-fn inside_shape(p: &Parameter) -> Option<Vec<u64>> {
-    let Some(perm) = &p.perm else { return Some(p.shape.clone()) };
-    let mut sorted = perm.clone();
-    sorted.sort_unstable();
-    let is_permutation = sorted.into_iter().eq(0..p.shape.len());
-    is_permutation.then(|| perm.iter().map(|&k| p.shape[k]).collect())
 }
 
 fn recipe_holds(init: &Init) -> bool {
