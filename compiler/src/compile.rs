@@ -88,7 +88,7 @@ pub fn stages(model: &Path, options: &CompileOptions) -> Result<Stages, Error> {
 /// Those of the passes; [`Error::Infeasible`] when no plan fits the budget; [`Error::Verify`] when the replay disagrees with the planner.
 pub fn compile(model: &Path, options: &CompileOptions) -> Result<Compiled, Error> {
     let Stages { imported, joint, .. } = stages(model, options)?;
-    let program = lower::lower(&joint)?;
+    let program = lower::lower(&joint, lower::Options::default())?;
     let facts = Facts::new(&program, ScratchFor::Cpu { threads: options.threads });
     let profile = DeviceProfile::of(&options.target).ok_or_else(|| Error::Usage(format!("'{}' is no target", options.target)))?;
     let seconds = profile.all(&program);

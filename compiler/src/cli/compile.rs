@@ -8,7 +8,7 @@ use crate::compile::{CompileOptions, Compiled, compile as run_compile, stages};
 use crate::cost::DeviceProfile;
 use crate::decide::policy::Policy;
 use crate::differentiate::Optimizer;
-use crate::import::{ImportOptions, LossSpec};
+use crate::import::{ImportOptions, LossSpec, ParameterOptions};
 use crate::precision::Precision;
 use crate::{Error, emit, lower};
 use fp8c_kernels::DType;
@@ -71,8 +71,8 @@ fn print_stage(a: &Compile, stage: EmitArg, options: &CompileOptions) -> Done {
         EmitArg::Recognised => stages(path, options)?.recognised.to_string(),
         EmitArg::Joint => stages(path, options)?.joint.to_string(),
         EmitArg::Kernels => {
-            let program = lower::lower(&stages(path, options)?.joint)?;
-            program.to_string()
+            let program = lower::lower(&stages(path, options)?.joint, lower::Options::default())?;
+            lower::print(&program)
         }
         EmitArg::Egraph => crate::text::egraph(&run_compile(path, options)?),
         EmitArg::Schedule => crate::text::schedule(&run_compile(path, options)?.plan),
@@ -139,14 +139,11 @@ fn import_options(a: &ModelArgs) -> Result<ImportOptions, Failure> {
         let (name, n) = bound.ok_or_else(|| Failure::usage(format!("'{d}' binds no dimension"), "write --dim batch=8"))?;
         dims.insert(name, n);
     }
-    let loss = a.loss.as_deref().map(str::parse::<LossSpec>).transpose().map_err(Error::from)?;
+    let loss = a.loss.as_deref().map(str::parse::<LossSpec>).transpose().map_err(Error::Usage)?;
     Ok(ImportOptions {
         dims,
         loss,
-        train: a.train.clone(),
-        freeze: a.freeze.clone(),
-        tie: a.tie.clone(),
-        untie: a.untie.clone(),
+        parameters: ParameterOptions { train: a.train.clone(), freeze: a.freeze.clone(), tie: a.tie.clone(), untie: a.untie.clone() },
         infer: a.infer,
     })
 }

@@ -33,6 +33,8 @@ pub(super) struct Backward {
     site: Arc<str>,
     /// Sums each parameter's gradient over micro-batches.
     accumulate: bool,
+    /// Backward nodes that are there already, by what they compute.
+    made: HashMap<(Op, Vec<ValueId>), Vec<ValueId>>,
 }
 
 /// A forward node and what a rule needs of it.
@@ -55,7 +57,7 @@ impl Backward {
             }
         }
         let forward = graph.nodes.len();
-        Backward { graph, forward, needs, parameter_side, partials: HashMap::new(), site: "".into(), accumulate }
+        Backward { graph, forward, needs, parameter_side, partials: HashMap::new(), site: "".into(), accumulate, made: HashMap::new() }
     }
 
     /// Writes the backward pass.
@@ -167,10 +169,16 @@ impl Backward {
         self.graph.ty(v).shape.clone()
     }
 
-    /// Appends a backward node and gives its results.
+    /// Appends a backward node, unless there is one like it, and gives its results.
     pub fn emit_all(&mut self, op: Op, inputs: &[ValueId]) -> Result<Vec<ValueId>, Error> {
+        let key = (op, inputs.to_vec());
+        if let Some(results) = self.made.get(&key) {
+            return Ok(results.clone());
+        }
         let site = self.site.clone();
-        self.graph.add(op, inputs, Epoch::Backward, &site)
+        let results = self.graph.add(key.0.clone(), inputs, Epoch::Backward, &site)?;
+        self.made.insert(key, results.clone());
+        Ok(results)
     }
 
     /// Appends a backward node and gives its first result.
@@ -183,9 +191,23 @@ impl Backward {
         if self.graph.ty(v).dtype == dtype { Ok(v) } else { self.emit(Op::Map(Expr::identity(), dtype), &[v]) }
     }
 
+    /// The value that this one widens, if it is a bf16 value in f32: what takes either format reads it without the detour.
+    pub fn unwidened(&self, v: ValueId) -> ValueId {
+        let node = self.graph.def(v);
+        match &node.op {
+            Op::Map(e, DType::F32) if *e == Expr::identity() && self.graph.ty(node.inputs[0]).dtype == DType::Bf16 => node.inputs[0],
+            _ => v,
+        }
+    }
+
     /// The value in another shape of as many elements.
     pub fn reshape(&mut self, v: ValueId, shape: &[u64]) -> Result<ValueId, Error> {
-        if self.graph.ty(v).shape == shape { Ok(v) } else { self.emit(Op::Reshape(shape.to_vec()), &[v]) }
+        let node = self.graph.def(v);
+        match node.op {
+            _ if self.graph.ty(v).shape == shape => Ok(v),
+            Op::Reshape(_) => self.reshape(node.inputs[0], shape),
+            _ => self.emit(Op::Reshape(shape.to_vec()), &[v]),
+        }
     }
 
     /// The value with its axes in another order.
@@ -195,7 +217,11 @@ impl Backward {
 
     /// Sums over axes, in f32.
     pub fn sum(&mut self, v: ValueId, axes: Vec<usize>) -> Result<ValueId, Error> {
-        if axes.is_empty() { Ok(v) } else { self.emit(Op::Reduce { op: Fold::Sum, axes, dtype: DType::F32 }, &[v]) }
+        if axes.is_empty() {
+            return Ok(v);
+        }
+        let v = self.unwidened(v);
+        self.emit(Op::Reduce { op: Fold::Sum, axes, dtype: DType::F32 }, &[v])
     }
 
     /// Sums over the axes along which a tensor of `shape` was broadcast.

@@ -6,24 +6,33 @@ use super::*;
 use fp8c_kernels::program::{Binary, Kind, Literal, Unary};
 
 pub(super) fn rule(b: &mut Backward, p: &Primal, expr: &Expr, dy: ValueId) -> Result<(), Error> {
+    let dy = b.unwidened(dy);
     let mut operands = Operands::of(b, p);
-    let adjoints = adjoints(b, expr, &mut operands)?;
-    // What runs y and dy through is a function of these values.
-    let values = |o: u32| *operands.values.get(o as usize).unwrap_or(&dy);
+    let mut adjoints = adjoints(b, expr, &mut operands)?;
+    let whole = b.shape(p.results[0]);
+    // Whole operands first, so that a broadcast one with the same gradient (a bias) sums what is there already.
+    adjoints.sort_by_key(|(slot, _)| b.shape(operands.values[*slot as usize]) != whole);
+    let mut made: Vec<(Term, ValueId)> = vec![];
     for (slot, adjoint) in adjoints {
         let to = operands.values[slot as usize];
-        let (expr, used) = operands.builder.extract(adjoint);
-        let inputs: Vec<ValueId> = used.iter().map(|&o| values(o)).collect();
-        let gradient = if expr == Expr::identity() {
-            inputs[0]
-        } else {
+        let broadcast = b.shape(to) != whole;
+        let gradient = match made.iter().find(|(term, _)| broadcast && *term == adjoint) {
+            Some((_, made)) => *made,
             // What is summed over broadcast axes next stays in f32 until then.
-            let dtype = if b.shape(to) == b.shape(p.results[0]) { b.dtype(to) } else { DType::F32 };
-            b.emit(Op::Map(expr, dtype), &inputs)?
+            None => emit(b, &operands, adjoint, dy, if broadcast { DType::F32 } else { b.dtype(to) })?,
         };
+        made.push((adjoint, gradient));
         b.contribute(to, gradient)?;
     }
     Ok(())
+}
+
+/// The value of an adjoint; the gradient of the result itself where it is just that.
+fn emit(b: &mut Backward, operands: &Operands, adjoint: Term, dy: ValueId, dtype: DType) -> Result<ValueId, Error> {
+    let (expr, used) = operands.builder.extract(adjoint);
+    // The operand after the last is the result's gradient.
+    let inputs: Vec<ValueId> = used.iter().map(|&o| *operands.values.get(o as usize).unwrap_or(&dy)).collect();
+    if expr == Expr::identity() { Ok(inputs[0]) } else { b.emit(Op::Map(expr, dtype), &inputs) }
 }
 
 /// The values that a derivative reads: the operands, each once, then the result, then (beyond the end) the result's gradient.

@@ -45,6 +45,17 @@ pub enum Optimizer {
     Lion,
 }
 
+impl Optimizer {
+    /// The name that the command line and plans use.
+    pub fn name(self) -> &'static str {
+        match self {
+            Optimizer::AdamW => "adamw",
+            Optimizer::Sgd => "sgd",
+            Optimizer::Lion => "lion",
+        }
+    }
+}
+
 /// How a model is trained, as far as the graph shows it.
 #[derive(Clone, Copy, Debug)]
 pub struct TrainOptions {

@@ -2,6 +2,7 @@
 
 mod composites;
 mod core;
+mod joint;
 mod maps;
 mod training;
 

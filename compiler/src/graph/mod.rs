@@ -17,6 +17,8 @@ pub mod eval;
 pub mod infer;
 mod op;
 pub mod parse;
+#[cfg(test)]
+mod tests;
 mod text;
 mod verify;
 

@@ -39,7 +39,8 @@ pub fn decode(old: &Graph, egraph: &Terms, best: &Best, encoded_roots: &[Id], si
         d.graph.outputs.push(crate::graph::Output { name: output.name.clone(), value });
     }
     d.graph.loss = old.loss.map(|_| find(&d, old.outputs.len()));
-    Ok(d.graph)
+    // Literals that became constants stand where they were first read.
+    d.graph.without_dead_code().map(|(graph, _)| graph)
 }
 
 struct Decoder<'a, 'e> {

@@ -1,5 +1,6 @@
 //! Loops over rows of f32 that several kernels share.
 
+use crate::cpu::math::Fma;
 use crate::numerics::simd::{Vectorised, dispatch};
 
 /// Sum of products of two rows, in sixteen lanes that are added in order.
@@ -25,7 +26,7 @@ struct Dot<'a> {
 impl Vectorised for Dot<'_> {
     type Output = f32;
     #[inline(always)]
-    fn run(self) -> f32 {
+    fn run<F: Fma>(self) -> f32 {
         let mut lanes = [0.0f32; 16];
         let (xs, ys) = (self.x.chunks_exact(16), self.y.chunks_exact(16));
         let rest: f32 = xs.remainder().iter().zip(ys.remainder()).map(|(x, y)| x * y).sum();
@@ -47,7 +48,7 @@ struct AddScaled<'a> {
 impl Vectorised for AddScaled<'_> {
     type Output = ();
     #[inline(always)]
-    fn run(self) {
+    fn run<F: Fma>(self) {
         for (sum, x) in self.sum.iter_mut().zip(self.x) {
             *sum += self.factor * x;
         }
@@ -62,7 +63,7 @@ struct Rescale<'a> {
 impl Vectorised for Rescale<'_> {
     type Output = ();
     #[inline(always)]
-    fn run(self) {
+    fn run<F: Fma>(self) {
         self.row.iter_mut().for_each(|x| *x *= self.factor);
     }
 }

@@ -4,6 +4,7 @@ use super::Buffer;
 use super::matrix::{Float, Operand};
 use super::tasks::{Shared, Tasks};
 use crate::KernelError;
+use crate::cpu::math::Fma;
 use crate::numerics::simd::{Vectorised, dispatch};
 use crate::numerics::{ScaleMode, f32_to_e4m3, larger, quantize_group, scale_of};
 use crate::program::{GROUP, Layout, Quantize};
@@ -164,7 +165,7 @@ struct ColumnAmax<'a> {
 impl Vectorised for ColumnAmax<'_> {
     type Output = ();
     #[inline(always)]
-    fn run(self) {
+    fn run<F: Fma>(self) {
         self.amax.fill(0.0);
         for row in self.values.chunks_exact(self.amax.len()) {
             for (m, x) in self.amax.iter_mut().zip(row) {
@@ -184,7 +185,7 @@ struct EncodeColumns<'a> {
 impl Vectorised for EncodeColumns<'_> {
     type Output = ();
     #[inline(always)]
-    fn run(self) {
+    fn run<F: Fma>(self) {
         let n = self.factors.len();
         for (codes, values) in self.codes.chunks_exact_mut(n).zip(self.values.chunks_exact(n)) {
             for ((code, value), factor) in codes.iter_mut().zip(values).zip(self.factors) {

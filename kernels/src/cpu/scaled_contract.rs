@@ -6,6 +6,7 @@ use super::contract::{store, tile};
 use super::matrix::{Float, Operand, Shape, View, product};
 use super::tasks::Tasks;
 use crate::KernelError;
+use crate::cpu::math::Fma;
 use crate::numerics::decode_e4m3;
 use crate::numerics::simd::{Vectorised, dispatch};
 use crate::program::{GROUP, ScaleGroup, ScaledContract, groups};
@@ -139,7 +140,7 @@ struct AddScaled<'a> {
 impl Vectorised for AddScaled<'_> {
     type Output = ();
     #[inline(always)]
-    fn run(self) {
+    fn run<F: Fma>(self) {
         let n = self.columns.len();
         for (i, (sums, part)) in self.sums.chunks_exact_mut(n).zip(self.part.chunks_exact(n)).enumerate() {
             // SAFETY: `sums` is cut to the tile's rows, each of which has a scale.

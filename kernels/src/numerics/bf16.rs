@@ -1,6 +1,7 @@
 //! Slices of bf16 to f32 and back, rounding to nearest even.
 
 use super::simd::{Vectorised, dispatch};
+use crate::cpu::math::Fma;
 use half::bf16;
 
 /// Rounds to bf16: to nearest even, overflow to infinity, NaN kept (quiet).
@@ -44,7 +45,7 @@ struct Widen<'a> {
 impl Vectorised for Widen<'_> {
     type Output = ();
     #[inline(always)]
-    fn run(self) {
+    fn run<F: Fma>(self) {
         for (wide, value) in self.wide.iter_mut().zip(self.values) {
             *wide = bf16_to_f32(*value);
         }
@@ -59,7 +60,7 @@ struct Round<'a> {
 impl Vectorised for Round<'_> {
     type Output = ();
     #[inline(always)]
-    fn run(self) {
+    fn run<F: Fma>(self) {
         for (rounded, value) in self.rounded.iter_mut().zip(self.values) {
             *rounded = f32_to_bf16(*value);
         }

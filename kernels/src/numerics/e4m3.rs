@@ -3,6 +3,7 @@
 //! Casts round to nearest even and saturate: overflow and infinities give +-448, NaN stays NaN with its sign.
 
 use super::simd::{Vectorised, dispatch};
+use crate::cpu::math::Fma;
 
 /// Largest finite value.
 pub const E4M3_MAX: f32 = 448.0;
@@ -88,7 +89,7 @@ struct Decode<'a> {
 impl Vectorised for Decode<'_> {
     type Output = ();
     #[inline(always)]
-    fn run(self) {
+    fn run<F: Fma>(self) {
         for (value, code) in self.values.iter_mut().zip(self.codes) {
             *value = decode(*code);
         }
@@ -104,7 +105,7 @@ struct Encode<'a> {
 impl Vectorised for Encode<'_> {
     type Output = ();
     #[inline(always)]
-    fn run(self) {
+    fn run<F: Fma>(self) {
         for (code, value) in self.codes.iter_mut().zip(self.values) {
             *code = f32_to_e4m3(*value * self.factor);
         }

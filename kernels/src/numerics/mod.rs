@@ -2,7 +2,6 @@
 
 mod bf16;
 mod e4m3;
-pub(crate) mod exp;
 mod scale;
 pub(crate) mod simd;
 

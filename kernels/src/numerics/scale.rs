@@ -4,6 +4,7 @@
 
 use super::e4m3::E4M3_MAX;
 use super::simd::{Vectorised, dispatch};
+use crate::cpu::math::Fma;
 
 /// Least `amax` that a scale is computed from.
 pub const AMAX_FLOOR: f32 = 1e-12;
@@ -55,7 +56,7 @@ struct Amax<'a> {
 impl Vectorised for Amax<'_> {
     type Output = f32;
     #[inline(always)]
-    fn run(self) -> f32 {
+    fn run<F: Fma>(self) -> f32 {
         let mut lanes = [0.0f32; 32];
         let chunks = self.values.chunks_exact(32);
         let rest = chunks.remainder();

@@ -1,12 +1,13 @@
 //! Loops compiled several times, for the widest vectors that the CPU at hand has.
 
+use crate::cpu::math::{Fma, Fused, Split};
 use std::sync::OnceLock;
 
 /// A loop that [`dispatch`] compiles for each vector width. Implementations mark `run` `#[inline(always)]`, and so everything
-/// hot that it calls: only what is inlined is compiled for the wider vectors.
+/// hot that it calls: only what is inlined is compiled for the wider vectors. Where `F` is not used, all versions give the same bits.
 pub(crate) trait Vectorised {
     type Output;
-    fn run(self) -> Self::Output;
+    fn run<F: Fma>(self) -> Self::Output;
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -41,12 +42,11 @@ fn detect() -> Width {
     Width::Baseline
 }
 
-/// Runs `task` in the version for this CPU's vectors. The results do not depend on the version: no version contracts
-/// multiplications and additions, or reorders sums, that the task itself does not.
+/// Runs `task` in the version for this CPU's vectors.
 #[inline]
 pub(crate) fn dispatch<T: Vectorised>(task: T) -> T::Output {
     match width() {
-        Width::Baseline => task.run(),
+        Width::Baseline => task.run::<Split>(),
         // SAFETY: `detect` has seen the features on this CPU.
         #[cfg(target_arch = "x86_64")]
         Width::Avx2 => unsafe { avx2(task) },
@@ -59,11 +59,11 @@ pub(crate) fn dispatch<T: Vectorised>(task: T) -> T::Output {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,bmi2")]
 unsafe fn avx2<T: Vectorised>(task: T) -> T::Output {
-    task.run()
+    task.run::<Fused>()
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,bmi2,avx512f,avx512bw,avx512vl,avx512dq")]
 unsafe fn avx512<T: Vectorised>(task: T) -> T::Output {
-    task.run()
+    task.run::<Fused>()
 }

@@ -10,6 +10,7 @@ mod build;
 mod math;
 mod module;
 mod ops;
+mod quantize;
 mod row;
 mod value;
 
@@ -51,6 +52,7 @@ pub fn generate(kernel: &Kernel, name: &str, arch: Arch) -> Result<Module, Kerne
     let e = Emitter::new(&ctx, arch)?;
     match kernel {
         Kernel::Row(k) => row::generate(&e, k, name)?,
+        Kernel::Quantize(k) => quantize::generate(&e, k, name)?,
         _ => return Err(KernelError::Unsupported(format!("{} kernels have no PTX yet", kernel.family()))),
     }
     e.finish()

@@ -3,4 +3,5 @@
 
 mod assembler;
 mod programs;
+mod quantize;
 mod row;

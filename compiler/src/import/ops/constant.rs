@@ -81,28 +81,37 @@ fn range(call: &mut Call) -> Outcome {
     if data.iter().any(|d| d.ty.dtype != dtype || d.ty.elements() != 1) || dtype == DType::Bool {
         return Err("needs three numbers of one type".into());
     }
-    let long = || "makes more than 2^28 elements".to_string();
-    if dtype.is_float() {
-        let x: Vec<f32> = data.iter().map(|d| d.to_f32()[0]).collect();
-        let count = ((x[1] as f64 - x[0] as f64) / x[2] as f64).ceil().max(0.0);
-        if count.is_nan() || count > (1u64 << 28) as f64 {
-            return Err(long());
-        }
-        let list: Vec<f32> = (0..count as u64).map(|i| (x[0] as f64 + i as f64 * x[2] as f64) as f32).collect();
-        let v = call.constant(ConstData::f32([list.len() as u64], &list));
-        return call.cast(v, dtype).map(|v| vec![v]);
+    let data = match dtype.is_float() {
+        true => float_range([0, 1, 2].map(|i: usize| data[i].to_f32()[0] as f64))?,
+        false => int_range([0, 1, 2].map(|i: usize| data[i].to_i64()[0] as i128))?,
+    };
+    let v = call.constant(data);
+    call.cast(v, dtype).map(|v| vec![v])
+}
+
+/// Most elements of a range.
+const MAX_RANGE: i128 = 1 << 24;
+
+fn float_range([start, limit, delta]: [f64; 3]) -> Result<ConstData, String> {
+    let count = ((limit - start) / delta).ceil().max(0.0);
+    if !(count <= MAX_RANGE as f64) {
+        return Err(format!("makes more than {MAX_RANGE} elements"));
     }
-    let [start, limit, delta] = [0, 1, 2].map(|i: usize| data[i].to_i64()[0] as i128);
-    if delta == 0 {
-        return Err("needs a step other than 0".into());
-    }
-    let count = if delta > 0 { (limit - start + delta - 1) / delta } else { (start - limit - delta - 1) / -delta };
-    if count > 1 << 28 {
-        return Err(long());
+    let list: Vec<f32> = (0..count as u64).map(|i| (start + i as f64 * delta) as f32).collect();
+    Ok(ConstData::f32([list.len() as u64], &list))
+}
+
+fn int_range([start, limit, delta]: [i128; 3]) -> Result<ConstData, String> {
+    let count = match delta {
+        0 => return Err("needs a step other than 0".into()),
+        d if d > 0 => (limit - start + d - 1) / d,
+        d => (start - limit - d - 1) / -d,
+    };
+    if count > MAX_RANGE {
+        return Err(format!("makes more than {MAX_RANGE} elements"));
     }
     let list: Vec<i64> = (0..count.max(0)).map(|i| (start + i * delta) as i64).collect();
-    let v = call.constant(ConstData::i64([list.len() as u64], &list));
-    call.cast(v, dtype).map(|v| vec![v])
+    Ok(ConstData::i64([list.len() as u64], &list))
 }
 
 /// `column - row` of the last two axes, as an i64 matrix `[rows, columns]`.

@@ -22,6 +22,8 @@ mod reduce;
 mod rotary;
 mod shape;
 mod softmax;
+#[cfg(test)]
+mod tests;
 
 use super::model::{Model, ModelNode};
 use crate::graph::{ConstData, Graph, ValueId};
@@ -46,6 +48,8 @@ pub struct Lowering {
     missing: HashMap<String, Missing>,
     /// Equal constants are one node.
     pub(super) constants: HashMap<Arc<ConstData>, ValueId>,
+    /// Constants without the axes along which they only repeat.
+    pub(super) compacted: HashMap<ValueId, ValueId>,
     /// Bytes of folded results so far.
     pub(super) folded_bytes: u64,
     /// Whether a value depends on a trainable parameter; memo of [`Lowering::is_trained`].

@@ -9,8 +9,8 @@ use fp8c_kernels::program::Binary;
 
 pub(super) const OPS: Table = &[("Pad", Rule::Call(pad))];
 
-/// Longest list of positions along one padded axis.
-const MAX_POSITIONS: i64 = 1 << 28;
+/// Longest padded axis.
+const MAX_POSITIONS: i64 = 1 << 24;
 
 fn pad(call: &mut Call) -> Outcome {
     let x = call.input(0)?;
@@ -91,6 +91,9 @@ fn filled(call: &mut Call, padded: ValueId, value: ValueId, inner: &[u64], low: 
     let (x0, fill) = (e.operand(0), e.operand(1));
     let mut inside = None;
     for d in (0..shape.len()).filter(|&d| shape[d] != inner[d]) {
+        if shape[d] > 4 * MAX_POSITIONS as u64 {
+            return Err(format!("fills an axis of {} elements", shape[d]));
+        }
         let mut line = vec![1; shape.len()];
         line[d] = shape[d];
         let bytes = (0..shape[d]).map(|i| (i >= low[d] && i - low[d] < inner[d]) as u8).collect();

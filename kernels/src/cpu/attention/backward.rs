@@ -4,7 +4,7 @@ use super::super::Buffer;
 use super::super::loops::dot;
 use super::super::matrix::{Float, Operand, Shape, View, product};
 use super::super::tasks::Tasks;
-use super::scores::{Probabilities, ScoreGradient};
+use super::scores::{Block, Cap, Gradients};
 use super::{KEYS, Plan, QUERIES, Tensor, cut};
 use crate::KernelError;
 use crate::numerics::simd::dispatch;
@@ -16,7 +16,7 @@ fn sums(plan: &Plan) -> usize {
 }
 
 pub(super) fn tasks(plan: &Plan) -> Tasks {
-    let (queries, keys) = (plan.queries(), plan.keys());
+    let (queries, keys) = (plan.queries(), plan.ld());
     let (d, dv) = (plan.depth, plan.v_depth);
     let panels = plan.panel(queries, d) + plan.panel(queries, dv) + plan.panel(keys, d) + plan.panel(keys, dv);
     let scores = queries * keys * if plan.cap.is_some() { 3 } else { 2 };
@@ -28,7 +28,7 @@ pub(super) fn tasks(plan: &Plan) -> Tasks {
 }
 
 /// The backward kernel's other arguments.
-struct Gradients {
+struct Others {
     o: Tensor,
     lse: Operand,
     d_o: Tensor,
@@ -42,7 +42,7 @@ struct Gradients {
 pub(super) unsafe fn run(plan: &Plan, [o, lse, d_o, dq, dk, dv]: &[Buffer; 6], scratch: Buffer) -> Result<(), KernelError> {
     let tensor = |arg, heads| Tensor::new(Some(arg), plan.float, heads);
     let [l_o, l_q, l_k, l_v] = plan.k.grads;
-    let g = Gradients {
+    let g = Others {
         o: tensor(o, plan.k.o),
         lse: Operand { ptr: lse.ptr, float: Float::F32, rs: 1, cs: 1 },
         d_o: tensor(d_o, l_o),
@@ -75,7 +75,7 @@ impl Sums {
 /// One key head's task.
 struct KeyHead<'a> {
     plan: &'a Plan<'a>,
-    g: &'a Gradients,
+    g: &'a Others,
     batch: usize,
     kv_head: usize,
     dk: Sums,
@@ -92,9 +92,9 @@ struct KeyHead<'a> {
 }
 
 impl<'a> KeyHead<'a> {
-    fn new(plan: &'a Plan<'a>, g: &'a Gradients, batch: usize, kv_head: usize, mut slot: &'a mut [f32]) -> KeyHead<'a> {
+    fn new(plan: &'a Plan<'a>, g: &'a Others, batch: usize, kv_head: usize, mut slot: &'a mut [f32]) -> KeyHead<'a> {
         let slot = &mut slot;
-        let (queries, keys, d, dv) = (plan.queries(), plan.keys(), plan.depth, plan.v_depth);
+        let (queries, keys, d, dv) = (plan.queries(), plan.ld(), plan.depth, plan.v_depth);
         let sums = cut(slot, sums(plan));
         let (dk_sums, dv_sums) = match plan.float {
             Float::Bf16 => {
@@ -176,16 +176,14 @@ impl<'a> KeyHead<'a> {
     /// One block of scores.
     unsafe fn block(&mut self, head: usize, queries: &Range<usize>, keys: Range<usize>, q: View, d_o: View) {
         let plan = self.plan;
-        let (m, n, d, dv, ld) = (queries.len(), keys.len(), plan.depth, plan.v_depth, plan.keys());
+        let (m, n, d, dv, ld) = (queries.len(), keys.len(), plan.depth, plan.v_depth, plan.ld());
         // SAFETY: keys and queries are inside; both blocks of scores have `m` rows of at least `n`.
         unsafe {
             let k = plan.key.at(self.batch, self.kv_head, keys.start).view(n, d, self.panels[2]);
             let v = plan.v.at(self.batch, self.kv_head, keys.start).view(n, dv, self.panels[3]);
             product(Shape { m, n, k: d }, self.scores.as_mut_ptr(), ld, false, q, k.t(), plan.scale);
             product(Shape { m, n, k: dv }, self.grads.as_mut_ptr(), ld, false, d_o, v.t(), 1.0);
-            for row in 0..m {
-                self.row(head, queries.start, row, &keys);
-            }
+            self.gradients(head, queries.clone(), keys.clone());
             let (p, dz) = (View::rows(self.scores, ld), View::rows(self.grads, ld));
             product(Shape { m: n, n: dv, k: m }, self.dv.at(keys.start), self.dv.ld, true, p.t(), d_o, 1.0);
             product(Shape { m: n, n: d, k: m }, self.dk.at(keys.start), self.dk.ld, true, dz.t(), q, plan.scale);
@@ -193,31 +191,20 @@ impl<'a> KeyHead<'a> {
         }
     }
 
-    /// Probabilities and gradients of a row of scores.
-    unsafe fn row(&mut self, head: usize, first: usize, row: usize, keys: &Range<usize>) {
+    /// Turns raw scores into probabilities, and `do . v` into the gradients of the scores.
+    unsafe fn gradients(&mut self, head: usize, queries: Range<usize>, keys: Range<usize>) {
         let plan = self.plan;
-        let seen = plan.visible.keys(first + row);
-        let (lo, hi) = (seen.start.clamp(keys.start, keys.end), seen.end.clamp(keys.start, keys.end));
-        let (mut lo, mut hi) = (lo - keys.start, hi.max(lo) - keys.start);
-        if self.lse[row] == f32::NEG_INFINITY {
-            // A row that saw nothing.
-            (lo, hi) = (0, 0);
+        let (ld, rows) = (plan.ld(), queries.len());
+        let scores = &mut self.scores[..rows * ld];
+        if let Some(cap) = plan.cap {
+            dispatch(Cap { scores, slope: Some(&mut self.slope[..rows * ld]), cap });
         }
-        let start = row * plan.keys();
-        let (p, dz) = (&mut self.scores[start..][..keys.len()], &mut self.grads[start..][..keys.len()]);
-        for x in [&mut *p, &mut *dz] {
-            x[..lo].fill(0.0);
-            x[hi..].fill(0.0);
+        let mut block = Block { scores, ld, queries, keys, visible: plan.visible };
+        if let Some(bias) = &plan.bias {
+            // SAFETY: keys and queries are inside.
+            unsafe { block.add_bias(bias, self.batch, head, self.bias) };
         }
-        let bias = plan.bias.map(|bias| {
-            // SAFETY: the keys are inside.
-            unsafe { bias.row([self.batch, head, first + row], keys.start + lo, &mut self.bias[lo..hi]) };
-            &self.bias[lo..hi]
-        });
-        let slope = if plan.cap.is_some() { &mut self.slope[start + lo..start + hi] } else { &mut [][..] };
-        let (p, dz) = (&mut p[lo..hi], &mut dz[lo..hi]);
-        dispatch(Probabilities { row: p, slope: &mut *slope, cap: plan.cap, bias, lse: self.lse[row] });
-        let slope = plan.cap.is_some().then_some(&*slope);
-        dispatch(ScoreGradient { row: dz, probabilities: p, slope, delta: self.delta[row] });
+        let slope = plan.cap.is_some().then_some(&*self.slope);
+        dispatch(Gradients { block, grads: self.grads, slope, lse: &self.lse[..rows], delta: &self.delta[..rows] });
     }
 }

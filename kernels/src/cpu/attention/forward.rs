@@ -4,14 +4,14 @@ use super::super::Buffer;
 use super::super::loops::rescale;
 use super::super::matrix::{Float, Operand, Shape, View, product};
 use super::super::tasks::Tasks;
-use super::scores::{Exponentials, Finish};
+use super::scores::{Block, Cap, Softmax};
 use super::{KEYS, Plan, QUERIES, Tensor, cut};
 use crate::KernelError;
 use crate::numerics::simd::dispatch;
 use std::ops::Range;
 
 pub(super) fn tasks(plan: &Plan) -> Tasks {
-    let (queries, keys) = (plan.queries(), plan.keys());
+    let (queries, keys) = (plan.queries(), plan.ld());
     let panels = plan.panel(queries, plan.depth) + plan.panel(keys, plan.depth) + plan.panel(keys, plan.v_depth);
     Tasks {
         count: (plan.k.batch * plan.k.heads) as usize * plan.q_len.div_ceil(QUERIES),
@@ -52,7 +52,7 @@ struct State<'a> {
     q: View,
     panel_k: &'a mut [f32],
     panel_v: &'a mut [f32],
-    /// Scores, then probabilities, rows `KEYS` (or all keys) apart.
+    /// Scores, then probabilities, rows `Plan::ld` apart.
     scores: &'a mut [f32],
     /// Sums of p * v, still to be divided by `sum`.
     out: &'a mut [f32],
@@ -64,7 +64,7 @@ struct State<'a> {
 impl<'a> State<'a> {
     unsafe fn new(plan: &'a Plan<'a>, batch: usize, head: usize, queries: Range<usize>, mut slot: &'a mut [f32]) -> State<'a> {
         let slot = &mut slot;
-        let (rows, keys) = (plan.queries(), plan.keys());
+        let (rows, keys) = (plan.queries(), plan.ld());
         let panel_q = cut(slot, plan.panel(rows, plan.depth));
         // SAFETY: the queries are inside.
         let q = unsafe { plan.q.at(batch, head, queries.start).view(queries.len(), plan.depth, panel_q) };
@@ -93,7 +93,7 @@ impl<'a> State<'a> {
         let plan = self.plan;
         let kv_head = self.head / plan.group;
         let seen = plan.visible.keys_of(self.queries.clone());
-        let (rows, ld) = (self.queries.len(), plan.keys());
+        let (rows, ld) = (self.queries.len(), plan.ld());
         for start in seen.clone().step_by(KEYS) {
             let keys = start..(start + KEYS).min(seen.end);
             let n = keys.len();
@@ -101,9 +101,7 @@ impl<'a> State<'a> {
             unsafe {
                 let k = plan.key.at(self.batch, kv_head, start).view(n, plan.depth, self.panel_k);
                 product(Shape { m: rows, n, k: plan.depth }, self.scores.as_mut_ptr(), ld, false, self.q, k.t(), plan.scale);
-                for row in 0..rows {
-                    self.softmax_row(row, &keys);
-                }
+                self.softmax(keys);
                 let v = plan.v.at(self.batch, kv_head, start).view(n, plan.v_depth, self.panel_v);
                 let p = View::rows(self.scores, ld);
                 product(Shape { m: rows, n: plan.v_depth, k: n }, self.out.as_mut_ptr(), plan.v_depth, true, p, v, 1.0);
@@ -111,38 +109,20 @@ impl<'a> State<'a> {
         }
     }
 
-    /// Turns a row of raw scores into exponentials under the row's new maximum, and rescales what the old one was used for.
-    unsafe fn softmax_row(&mut self, row: usize, keys: &Range<usize>) {
+    /// Turns raw scores into exponentials.
+    unsafe fn softmax(&mut self, keys: Range<usize>) {
         let plan = self.plan;
-        let query = self.queries.start + row;
-        let seen = plan.visible.keys(query);
-        let (lo, hi) = (seen.start.clamp(keys.start, keys.end), seen.end.clamp(keys.start, keys.end));
-        let scores = &mut self.scores[row * plan.keys()..][..keys.len()];
-        let (lo, hi) = (lo - keys.start, hi.max(lo) - keys.start);
-        scores[..lo].fill(0.0);
-        scores[hi..].fill(0.0);
-        let bias = plan.bias.map(|bias| {
-            // SAFETY: the keys are inside.
-            unsafe { bias.row([self.batch, self.head, query], keys.start + lo, &mut self.bias[lo..hi]) };
-            &self.bias[lo..hi]
-        });
-        let scores = &mut scores[lo..hi];
-        let old = self.max[row];
-        let block = dispatch(Finish { row: scores, cap: plan.cap, bias });
-        let new = if block > old { block } else { old };
-        if new == f32::NEG_INFINITY {
-            // Nothing seen yet, unless it is NaN, which stays.
-            scores.iter_mut().for_each(|z| *z = if z.is_nan() { *z } else { 0.0 });
-            self.sum[row] += scores.iter().sum::<f32>();
-            return;
+        let (ld, queries) = (plan.ld(), self.queries.clone());
+        let scores = &mut self.scores[..queries.len() * ld];
+        if let Some(cap) = plan.cap {
+            dispatch(Cap { scores, slope: None, cap });
         }
-        if new > old {
-            let factor = crate::numerics::exp::exp(old - new);
-            self.max[row] = new;
-            self.sum[row] *= factor;
-            rescale(&mut self.out[row * plan.v_depth..][..plan.v_depth], factor);
+        let mut block = Block { scores, ld, queries, keys, visible: plan.visible };
+        if let Some(bias) = &plan.bias {
+            // SAFETY: keys and queries are inside.
+            unsafe { block.add_bias(bias, self.batch, self.head, self.bias) };
         }
-        self.sum[row] += dispatch(Exponentials { row: scores, shift: new });
+        dispatch(Softmax { block, max: self.max, sum: self.sum, out: self.out, depth: plan.v_depth });
     }
 
     /// Divides and stores.

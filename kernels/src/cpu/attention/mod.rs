@@ -79,8 +79,9 @@ impl<'a> Plan<'a> {
         })
     }
 
-    fn keys(&self) -> usize {
-        KEYS.min(self.kv_len)
+    /// Floats from row to row of a block of scores: whole lanes.
+    fn ld(&self) -> usize {
+        KEYS.min(self.kv_len).next_multiple_of(16)
     }
 
     fn queries(&self) -> usize {

@@ -1,12 +1,16 @@
 //! A block of scores: what a query sees, caps, biases, and the row loops.
 
 use super::super::Buffer;
+use super::super::loops::add_scaled;
+use super::super::math::{self, Fma};
 use super::super::matrix::{Float, Operand};
-use crate::numerics::exp::{exp, tanh};
 use crate::numerics::simd::Vectorised;
 use crate::program::{self, Attention};
 use crate::{DType, KernelError};
 use std::ops::Range;
+
+/// Floats that loops take at a time: rows of scores are cut, and padded, to multiples of it.
+const LANES: usize = 16;
 
 /// Which keys the mask lets a query see.
 #[derive(Clone, Copy)]
@@ -79,108 +83,176 @@ impl Bias {
     }
 }
 
-/// Caps a row of scores and adds the bias; returns the largest.
-pub(super) struct Finish<'a> {
-    pub row: &'a mut [f32],
-    pub cap: Option<f32>,
-    pub bias: Option<&'a [f32]>,
+/// Rows of scores of consecutive queries with a run of keys.
+pub(super) struct Block<'a> {
+    pub scores: &'a mut [f32],
+    /// From row to row; a multiple of the lanes.
+    pub ld: usize,
+    pub queries: Range<usize>,
+    pub keys: Range<usize>,
+    pub visible: Visible,
 }
 
-impl Vectorised for Finish<'_> {
-    type Output = f32;
+impl Block<'_> {
+    /// The columns of a row that its query sees.
     #[inline(always)]
-    fn run(self) -> f32 {
-        if let Some(cap) = self.cap {
-            self.row.iter_mut().for_each(|z| *z = cap * tanh(*z / cap));
+    fn seen(&self, row: usize) -> Range<usize> {
+        let seen = self.visible.keys(self.queries.start + row);
+        let lo = seen.start.clamp(self.keys.start, self.keys.end);
+        let hi = seen.end.clamp(lo, self.keys.end);
+        lo - self.keys.start..hi - self.keys.start
+    }
+
+    /// A row's columns in whole lanes around those that its query sees; the others become 0, those between minus infinity.
+    #[inline(always)]
+    fn mask(&mut self, row: usize) -> Range<usize> {
+        let seen = self.seen(row);
+        let (lo, hi) = (seen.start / LANES * LANES, seen.end.next_multiple_of(LANES));
+        let scores = &mut self.scores[row * self.ld..][..self.ld];
+        if seen.is_empty() {
+            scores.fill(0.0);
+            return 0..0;
         }
-        if let Some(bias) = self.bias {
-            self.row.iter_mut().zip(bias).for_each(|(z, b)| *z += b);
+        scores[..lo].fill(0.0);
+        scores[lo..seen.start].fill(f32::NEG_INFINITY);
+        scores[seen.end..hi].fill(f32::NEG_INFINITY);
+        scores[hi..].fill(0.0);
+        lo..hi
+    }
+
+    /// Adds the bias to what the queries see.
+    ///
+    /// # Safety
+    /// The queries and keys of `head` are inside the bias.
+    pub(super) unsafe fn add_bias(&mut self, bias: &Bias, batch: usize, head: usize, buffer: &mut [f32]) {
+        for row in 0..self.queries.len() {
+            let seen = self.seen(row);
+            let buffer = &mut buffer[..seen.len()];
+            // SAFETY: the caller's promise.
+            unsafe { bias.row([batch, head, self.queries.start + row], self.keys.start + seen.start, buffer) };
+            add_scaled(&mut self.scores[row * self.ld..][seen], 1.0, buffer);
         }
-        let mut lanes = [f32::NEG_INFINITY; 16];
-        let chunks = self.row.chunks_exact(16);
-        let rest = chunks.remainder().iter().fold(f32::NEG_INFINITY, |m, z| if *z > m { *z } else { m });
-        for chunk in chunks {
-            for (lane, z) in lanes.iter_mut().zip(chunk) {
-                *lane = if *z > *lane { *z } else { *lane };
-            }
-        }
-        lanes.into_iter().fold(rest, |m, z| if z > m { z } else { m })
     }
 }
 
-/// Replaces scores by `exp(z - shift)`; returns their sum.
-pub(super) struct Exponentials<'a> {
-    pub row: &'a mut [f32],
-    pub shift: f32,
+/// Soft-caps scores; `slope` gets the cap's derivative.
+pub(super) struct Cap<'a> {
+    pub scores: &'a mut [f32],
+    pub slope: Option<&'a mut [f32]>,
+    pub cap: f32,
 }
 
-impl Vectorised for Exponentials<'_> {
-    type Output = f32;
-    #[inline(always)]
-    fn run(self) -> f32 {
-        let shift = self.shift;
-        let mut lanes = [0.0f32; 16];
-        let mut chunks = self.row.chunks_exact_mut(16);
-        for chunk in &mut chunks {
-            for (lane, z) in lanes.iter_mut().zip(chunk) {
-                *z = exp(*z - shift);
-                *lane += *z;
-            }
-        }
-        let mut sum = 0.0;
-        for z in chunks.into_remainder() {
-            *z = exp(*z - shift);
-            sum += *z;
-        }
-        lanes.into_iter().fold(sum, |s, x| s + x)
-    }
-}
-
-/// From a row of raw scores makes the probabilities `exp(z - lse)` in place; with a cap, keeps the cap's derivative in `slope`.
-pub(super) struct Probabilities<'a> {
-    pub row: &'a mut [f32],
-    pub slope: &'a mut [f32],
-    pub cap: Option<f32>,
-    pub bias: Option<&'a [f32]>,
-    pub lse: f32,
-}
-
-impl Vectorised for Probabilities<'_> {
+impl Vectorised for Cap<'_> {
     type Output = ();
     #[inline(always)]
-    fn run(self) {
-        if let Some(cap) = self.cap {
-            for (z, slope) in self.row.iter_mut().zip(self.slope) {
-                let t = tanh(*z / cap);
-                *slope = 1.0 - t * t;
-                *z = cap * t;
+    fn run<F: Fma>(self) {
+        let cap = self.cap;
+        match self.slope {
+            Some(slope) => {
+                for (z, slope) in self.scores.iter_mut().zip(slope) {
+                    let t = math::tanh::<F>(*z / cap);
+                    *slope = 1.0 - t * t;
+                    *z = cap * t;
+                }
             }
+            None => self.scores.iter_mut().for_each(|z| *z = cap * math::tanh::<F>(*z / cap)),
         }
-        if let Some(bias) = self.bias {
-            self.row.iter_mut().zip(bias).for_each(|(z, b)| *z += b);
-        }
-        let lse = self.lse;
-        self.row.iter_mut().for_each(|z| *z = exp(*z - lse));
     }
 }
 
-/// Turns a row of `do . v` into the gradient of the raw scores: `p * (dp - delta)`, times the cap's derivative.
-pub(super) struct ScoreGradient<'a> {
-    pub row: &'a mut [f32],
-    pub probabilities: &'a [f32],
+/// One step of an online softmax: turns scores into exponentials under the row's new maximum, and rescales what the old one was
+/// used for.
+pub(super) struct Softmax<'a> {
+    pub block: Block<'a>,
+    /// Largest score and sum of exponentials of each row so far.
+    pub max: &'a mut [f32],
+    pub sum: &'a mut [f32],
+    /// Sums of exponentials times values, rows of `depth`.
+    pub out: &'a mut [f32],
+    pub depth: usize,
+}
+
+impl Vectorised for Softmax<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<F: Fma>(mut self) {
+        for row in 0..self.block.queries.len() {
+            let columns = self.block.mask(row);
+            let scores = &mut self.block.scores[row * self.block.ld..][columns];
+            let old = self.max[row];
+            let new = largest(scores, old);
+            if new == f32::NEG_INFINITY {
+                // Nothing seen yet, unless it is NaN, which stays.
+                scores.iter_mut().for_each(|z| *z = if z.is_nan() { *z } else { 0.0 });
+                self.sum[row] += scores.iter().sum::<f32>();
+                continue;
+            }
+            if new > old {
+                let factor = math::exp::<F>(old - new);
+                self.max[row] = new;
+                self.sum[row] *= factor;
+                self.out[row * self.depth..][..self.depth].iter_mut().for_each(|x| *x *= factor);
+            }
+            let mut lanes = [0.0f32; LANES];
+            for chunk in scores.chunks_exact_mut(LANES) {
+                for (lane, z) in lanes.iter_mut().zip(chunk) {
+                    *z = math::exp::<F>(*z - new);
+                    *lane += *z;
+                }
+            }
+            self.sum[row] += lanes.into_iter().fold(0.0, |s, x| s + x);
+        }
+    }
+}
+
+/// The largest of whole lanes of scores and `least`; NaN is passed over.
+#[inline(always)]
+fn largest(scores: &[f32], least: f32) -> f32 {
+    let mut lanes = [least; LANES];
+    for chunk in scores.chunks_exact(LANES) {
+        for (lane, z) in lanes.iter_mut().zip(chunk) {
+            *lane = if *z > *lane { *z } else { *lane };
+        }
+    }
+    lanes.into_iter().fold(least, |m, z| if z > m { z } else { m })
+}
+
+/// From capped and biased scores makes the probabilities `exp(z - lse)`, and from `do . v` in `grads` the gradients of the raw
+/// scores: `p * (do . v - delta)`, times the cap's derivative.
+pub(super) struct Gradients<'a> {
+    pub block: Block<'a>,
+    pub grads: &'a mut [f32],
     pub slope: Option<&'a [f32]>,
-    pub delta: f32,
+    pub lse: &'a [f32],
+    pub delta: &'a [f32],
 }
 
-impl Vectorised for ScoreGradient<'_> {
+impl Vectorised for Gradients<'_> {
     type Output = ();
     #[inline(always)]
-    fn run(self) {
-        for (dp, p) in self.row.iter_mut().zip(self.probabilities) {
-            *dp = p * (*dp - self.delta);
-        }
-        if let Some(slope) = self.slope {
-            self.row.iter_mut().zip(slope).for_each(|(dz, slope)| *dz *= slope);
+    fn run<F: Fma>(mut self) {
+        let ld = self.block.ld;
+        for row in 0..self.block.queries.len() {
+            let (lse, delta) = (self.lse[row], self.delta[row]);
+            let columns = self.block.mask(row);
+            let p = &mut self.block.scores[row * ld..][..ld];
+            let dz = &mut self.grads[row * ld..][..ld];
+            if lse == f32::NEG_INFINITY {
+                // A row that saw nothing.
+                p.fill(0.0);
+                dz.fill(0.0);
+                continue;
+            }
+            dz[..columns.start].fill(0.0);
+            dz[columns.end..].fill(0.0);
+            for (p, dz) in p[columns.clone()].iter_mut().zip(&mut dz[columns.clone()]) {
+                *p = math::exp::<F>(*p - lse);
+                *dz = *p * (*dz - delta);
+            }
+            if let Some(slope) = self.slope {
+                let slope = &slope[row * ld..][columns.clone()];
+                dz[columns].iter_mut().zip(slope).for_each(|(dz, slope)| *dz *= slope);
+            }
         }
     }
 }
