@@ -111,41 +111,36 @@ impl CorrelateTaps<'_> {
         dispatch(self);
     }
 
-    /// The taps `s..s + N` of row `r`; returns `N`.
+    /// What the columns `j..j + N` of every row add to one tap.
     #[inline(always)]
-    fn block<F: Fma, const N: usize>(&mut self, r: usize, s: usize) -> usize {
-        let mut sums = [[0.0f32; LANES]; N];
+    fn block<F: Fma, const N: usize>(&self, r: usize, s: usize, j: usize) -> f32 {
+        let mut sums = [0.0f32; N];
         for (i, dy) in self.dy.chunks_exact(self.dy_ld).enumerate() {
-            let row = &self.x[(i + r * self.dilation[0]) * self.x_ld..][..self.x_ld];
-            for (j, dy) in dy.chunks_exact(LANES).enumerate() {
-                for (t, sum) in sums.iter_mut().enumerate() {
-                    let x = &row[j * LANES + (s + t) * self.dilation[1]..][..LANES];
-                    for ((sum, x), dy) in sum.iter_mut().zip(x).zip(dy) {
-                        *sum = F::fma(*dy, *x, *sum);
-                    }
-                }
+            let x = &self.x[(i + r * self.dilation[0]) * self.x_ld + s * self.dilation[1] + j..][..N];
+            for ((sum, x), dy) in sums.iter_mut().zip(x).zip(&dy[j..][..N]) {
+                *sum = F::fma(*dy, *x, *sum);
             }
         }
-        for (t, sum) in sums.into_iter().enumerate() {
-            self.dw[r * self.taps[1] + s + t] += fold_lanes(sum, |x, y| x + y);
-        }
-        N
+        fold_lanes(sums, |x, y| x + y)
     }
 }
 
 impl Vectorised for CorrelateTaps<'_> {
     type Output = ();
     #[inline(always)]
-    fn run<F: Fma>(mut self) {
+    fn run<F: Fma>(self) {
         for r in 0..self.taps[0] {
-            let mut s = 0;
-            while s < self.taps[1] {
-                s += match self.taps[1] - s {
-                    7.. => self.block::<F, 7>(r, s),
-                    5.. => self.block::<F, 5>(r, s),
-                    3.. => self.block::<F, 3>(r, s),
-                    _ => self.block::<F, 1>(r, s),
-                };
+            for s in 0..self.taps[1] {
+                let (mut j, mut sum) = (0, 0.0);
+                while j + WIDE <= self.dy_ld {
+                    sum += self.block::<F, WIDE>(r, s, j);
+                    j += WIDE;
+                }
+                while j < self.dy_ld {
+                    sum += self.block::<F, LANES>(r, s, j);
+                    j += LANES;
+                }
+                self.dw[r * self.taps[1] + s] += sum;
             }
         }
     }
