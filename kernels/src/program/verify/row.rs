@@ -109,7 +109,7 @@ fn store(p: &RowProgram, arg: u32, access: &Access, ty: Option<VarType>, out: &m
 
 /// Leaves one access for the whole row where that is what happens.
 fn by_row(p: &RowProgram, access: &Access, image: &mut Image) {
-    if p.constant_along_row(access) && p.row_len() > 1 {
+    if p.constant_along_row(access) && p.row_len() != 1 {
         image.dims.truncate(p.row_start());
     }
 }
@@ -124,6 +124,10 @@ fn bounded(p: &RowProgram, arg: u32, access: &Access, reach: (i128, i128)) -> Re
         return Err("an offset, stride or guard is too large".into());
     }
     let mut dims: Vec<(i128, i128, i128)> = p.space.iter().zip(&access.strides).map(|(&e, &s)| (s.into(), 0, e.into())).collect();
+    if p.constant_along_row(access) {
+        // A row variable: touched once a row, even where the row is empty.
+        dims[p.row_start()..].iter_mut().for_each(|d| d.2 = d.2.max(1));
+    }
     for guard in &access.guards {
         let dim = dims.get_mut(guard.dim as usize).ok_or(format!("there is no dimension {}", guard.dim))?;
         dim.1 = dim.1.max(guard.lower.into());
