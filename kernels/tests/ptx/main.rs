@@ -3,6 +3,7 @@
 
 mod assembler;
 mod contract;
+mod direct;
 mod programs;
 mod quantize;
 mod row;
