@@ -6,6 +6,7 @@
 //!
 //! The text is a function of kernel, name and chip alone: the same call gives the same bytes.
 
+mod attention;
 mod build;
 mod contract;
 mod contract_f32;
@@ -70,7 +71,8 @@ pub fn generate(kernel: &Kernel, name: &str, arch: Arch) -> Result<Module, Kerne
         Kernel::Pool(k) => pool::generate(&e, k, name)?,
         Kernel::ScatterAdd(k) => scatter_add::generate(&e, k, name)?,
         Kernel::Scan(k) => scan::generate(&e, k, name)?,
-        _ => return Err(KernelError::Unsupported(format!("{} kernels have no PTX yet", kernel.family()))),
+        Kernel::Attention(k) => attention::generate(&e, k, name)?,
+        Kernel::AttentionGrad(k) => attention::generate_grad(&e, k, name)?,
     }
     e.finish()
 }

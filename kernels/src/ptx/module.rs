@@ -36,6 +36,9 @@ pub const SHARED: u16 = 3;
 /// Bytes of shared memory that an entry may have without opting in at launch.
 pub const STATIC_SHARED_MAX: u32 = 48 * 1024;
 
+/// Bytes of shared memory from which an entry's registers are worth more than another block beside it.
+const CROWDED: u32 = 32 * 1024;
+
 /// Alignment that kernel arguments have, in bytes; the arena gives more.
 pub const ARG_ALIGN: u64 = 16;
 
@@ -111,8 +114,7 @@ impl<'c> Emitter<'c> {
         }
         function.add_attribute(AttributeLoc::Function, attribute("nounwind", 0));
         let mut limits = vec![("nvvm.maxntid", threads)];
-        // Where shared memory rules out many blocks a processor, registers are worth more than a second one.
-        limits.extend((shared_bytes > STATIC_SHARED_MAX).then_some(("nvvm.minctasm", 1)));
+        limits.extend((shared_bytes > CROWDED).then_some(("nvvm.minctasm", 1)));
         for (key, value) in limits {
             function.add_attribute(AttributeLoc::Function, self.ctx.create_string_attribute(key, &value.to_string()));
         }

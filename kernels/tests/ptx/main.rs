@@ -2,6 +2,7 @@
 #![cfg(feature = "ptx")]
 
 mod assembler;
+mod attention;
 mod contract;
 mod direct;
 mod programs;
