@@ -1,0 +1,278 @@
+//! Parameters by PyTorch's metadata.
+//!
+//! Every ONNX node carries the traced node it comes from, and that names the parameters it reads (`%p_m_fc_weight`). Nodes of one
+//! traced node form a group; the group's uses of initializers are matched with the names: first those whose initializer is known to
+//! be that parameter, then by role (the second argument of `aten.linear` is what the MatMul reads, the third what the Add reads).
+
+use super::{Binding, Form, Found, Use, restore};
+use crate::import::model::{Initializer, Model, ModelNode};
+use crate::import::torch::{self, FxNode, Signature};
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+/// A model under examination.
+pub struct Trace<'a> {
+    pub model: &'a mut Model,
+    pub signature: &'a Signature,
+    /// The traced node of each node.
+    pub fx: Vec<Option<FxNode>>,
+    /// The nodes of each traced node, in order.
+    pub groups: Vec<Vec<usize>>,
+    /// Position of each initializer by name.
+    initializers: HashMap<String, usize>,
+    /// Names of values that the graph has.
+    pub values: HashSet<String>,
+    pub found: Found,
+}
+
+/// Finds parameters; names are the targets of the signature. May add nodes and initializers that the exporter removed.
+pub fn find(model: &mut Model, signature: &Signature) -> Found {
+    let fx: Vec<Option<FxNode>> = model.nodes.iter().map(FxNode::of).collect();
+    let mut by_name: HashMap<&str, usize> = HashMap::new();
+    let mut groups: Vec<Vec<usize>> = vec![];
+    for (n, fx) in fx.iter().enumerate().filter_map(|(n, fx)| Some((n, fx.as_ref()?))) {
+        let group = *by_name.entry(&fx.result).or_insert_with(|| {
+            groups.push(vec![]);
+            groups.len() - 1
+        });
+        groups[group].push(n);
+    }
+    let names = signature.parameters.iter().map(|p| p.target.clone()).collect();
+    let values = super::value_names(model);
+    let initializers = model.initializers.iter().enumerate().map(|(i, init)| (init.name.clone(), i)).collect();
+    let mut trace = Trace { model, signature, fx, groups, initializers, values, found: Found { names, ..Found::default() } };
+    trace.bind_named();
+    trace.bind_folded();
+    restore::biases(&mut trace);
+    trace.bind_phantoms();
+    restore::duplicates(&mut trace);
+    trace.rename_tied();
+    trace.report();
+    trace.found
+}
+
+impl Trace<'_> {
+    /// Matches the parameters that traced nodes name with the initializers that their ONNX nodes read.
+    fn bind_named(&mut self) {
+        for group in self.groups.clone() {
+            let Some(fx) = self.fx[group[0]].clone() else { continue };
+            let mut wanted: Vec<(usize, usize)> = vec![];
+            for (arg, names) in fx.args.iter().enumerate() {
+                wanted.extend(names.iter().filter_map(|n| Some((arg, self.signature.placeholder(n)?))));
+            }
+            let mut open = self.open_uses(&group);
+            self.bind_where(&fx, &mut wanted, &mut open, |trace, u, (_, p)| trace.root(u) == Some(p));
+            let known = roles(&fx.target).is_some();
+            self.bind_where(&fx, &mut wanted, &mut open, |trace, u, (arg, _)| plays(&fx, arg, &trace.model.nodes[u.node], u.input));
+            if !known {
+                self.bind_where(&fx, &mut wanted, &mut open, |trace, u, _| trace.elements(u) > 1);
+            }
+        }
+    }
+
+    fn bind_where(
+        &mut self,
+        fx: &FxNode,
+        wanted: &mut Vec<(usize, usize)>,
+        open: &mut Vec<Use>,
+        fits: impl Fn(&Self, Use, (usize, usize)) -> bool,
+    ) {
+        wanted.retain(|&w| {
+            let Some(at) = open.iter().position(|&u| fits(self, u, w)) else { return true };
+            let u = open.remove(at);
+            let form = self.form(fx, w.0, u);
+            self.found.uses.insert(u, Binding { parameter: w.1, form });
+            false
+        });
+    }
+
+    /// Initializers computed from one parameter, read by the name of the traced value that was folded (`%expand`).
+    fn bind_folded(&mut self) {
+        for group in self.groups.clone() {
+            let Some(fx) = self.fx[group[0]].clone() else { continue };
+            for u in self.open_uses(&group) {
+                let name = self.name(u);
+                let Some(parameter) = self.root(u).filter(|_| fx.reads().any(|r| r == name)) else { continue };
+                let form = self.folded_form(torch::base(&name), u);
+                self.found.uses.insert(u, Binding { parameter, form });
+            }
+        }
+    }
+
+    /// Initializers that were computed from a parameter and then merged with an equal one: the traced name that the node reads is
+    /// gone, but its module owns exactly one parameter that nothing else reads.
+    fn bind_phantoms(&mut self) {
+        for group in self.groups.clone() {
+            let Some(fx) = self.fx[group[0]].clone() else { continue };
+            let Some(module) = torch::module(&self.model.nodes[group[0]]) else { continue };
+            let phantoms = self.phantoms(&fx);
+            for u in self.open_uses(&group).into_iter().filter(|_| !phantoms.is_empty()) {
+                let missing: Vec<usize> =
+                    self.missing().into_iter().filter(|&p| self.signature.parameters[p].owner().0 == module).collect();
+                let (Some(root), [parameter]) = (self.root(u), &missing[..]) else { continue };
+                let like = torch::base(&self.name(u)).to_string();
+                let Some(phantom) = phantoms.iter().find(|p| torch::base(p) == like).or(phantoms.first()) else { continue };
+                if self.signature.parameters[root].owner().1 == self.signature.parameters[*parameter].owner().1 {
+                    let form = self.folded_form(torch::base(phantom), u);
+                    self.found.uses.insert(u, Binding { parameter: *parameter, form });
+                }
+            }
+        }
+    }
+
+    /// Names that a traced node reads but the graph does not have.
+    pub fn phantoms(&self, fx: &FxNode) -> Vec<String> {
+        fx.reads().filter(|r| !self.values.contains(*r) && self.signature.placeholder(r).is_none()).map(str::to_string).collect()
+    }
+
+    /// Parameters of the signature that no use is bound to, in order.
+    pub fn missing(&self) -> Vec<usize> {
+        let bound: HashSet<usize> = self.found.uses.values().map(|b| b.parameter).collect();
+        (0..self.signature.parameters.len()).filter(|p| !bound.contains(p)).collect()
+    }
+
+    /// Uses of float initializers by a group that are not bound. Single numbers count only if they are known to be parameters.
+    pub fn open_uses(&self, group: &[usize]) -> Vec<Use> {
+        let uses = group.iter().flat_map(|&node| (0..self.model.nodes[node].inputs.len()).map(move |input| Use { node, input }));
+        let candidate = |u: &Use| {
+            let float = self.initializer(*u).is_some_and(|i| i.elem.is_float());
+            float && !self.found.uses.contains_key(u) && (self.elements(*u) > 1 || self.root(*u).is_some())
+        };
+        uses.filter(candidate).collect()
+    }
+
+    pub fn name(&self, u: Use) -> String {
+        self.model.nodes[u.node].inputs[u.input].clone()
+    }
+
+    pub fn initializer(&self, u: Use) -> Option<&Initializer> {
+        let name = &self.model.nodes[u.node].inputs[u.input];
+        self.initializers.get(name).map(|&i| &self.model.initializers[i])
+    }
+
+    pub fn add_initializer(&mut self, i: Initializer) {
+        self.initializers.insert(i.name.clone(), self.model.initializers.len());
+        self.model.initializers.push(i);
+    }
+
+    fn elements(&self, u: Use) -> u64 {
+        self.initializer(u).map_or(0, |i| i.shape.iter().product())
+    }
+
+    fn rank(&self, u: Use) -> usize {
+        self.initializer(u).map_or(0, |i| i.shape.len())
+    }
+
+    fn root(&self, u: Use) -> Option<usize> {
+        self.signature.root(self.model, &self.model.nodes[u.node].inputs[u.input])
+    }
+
+    /// How what a use reads is made from the parameter that argument `arg` of its traced node names.
+    fn form(&self, fx: &FxNode, arg: usize, u: Use) -> Form {
+        let n = &self.model.nodes[u.node];
+        match (fx.target.as_str(), arg) {
+            ("aten.linear", 1) if self.rank(u) == 2 && (n.op == "MatMul" || (n.op == "Gemm" && !flag(n, "transB"))) => Form::Transposed,
+            (t, 1..) if t.ends_with("_norm") && self.rank(u) > 1 && !t.contains("layer") && !t.contains("rms") => Form::Reshaped,
+            _ => Form::Same,
+        }
+    }
+
+    /// How what a use reads is made from a parameter by a traced operator that was folded.
+    fn folded_form(&self, operator: &str, u: Use) -> Form {
+        match operator {
+            "t" | "transpose" | "permute" | "numpy_t" | "mt" if self.rank(u) == 2 => Form::Transposed,
+            "expand" | "repeat" | "expand_as" => Form::Repeated,
+            "add" => Form::PlusOne,
+            _ => Form::Same,
+        }
+    }
+
+    /// Gives tied parameters the name under which `named_parameters` has them, the first.
+    fn rename_tied(&mut self) {
+        let mut readers: HashMap<(String, String), BTreeSet<usize>> = HashMap::new();
+        for (u, b) in &self.found.uses {
+            if let Some(module) = torch::module(&self.model.nodes[u.node]) {
+                let leaf = self.signature.parameters[b.parameter].owner().1.to_string();
+                readers.entry((module, leaf)).or_default().insert(b.parameter);
+            }
+        }
+        let missing = self.missing();
+        for &p in missing.iter().rev() {
+            let (module, leaf) = self.signature.parameters[p].owner();
+            let by_reader = readers.get(&(module.to_string(), leaf.to_string())).filter(|r| r.len() == 1).and_then(|r| r.first().copied());
+            // The reader rule misses parameters that no module reads under its own name (`predictions.bias`, read by its `decoder`).
+            let below = |q: &usize| {
+                let (inner, same) = self.signature.parameters[*q].owner();
+                same == leaf && inner.strip_prefix(module).and_then(|rest| rest.strip_prefix('.')).is_some_and(|child| !child.contains('.'))
+            };
+            let bound = (p + 1..self.signature.parameters.len()).filter(|q| !missing.contains(q));
+            let mut inner = bound.filter(below);
+            let by_place = inner.next().filter(|_| inner.next().is_none());
+            if let Some(q) = by_reader.or(by_place).filter(|&q| q > p) {
+                self.found.names[q] = self.signature.parameters[p].target.clone();
+                self.found.names[p] = String::new();
+            }
+        }
+    }
+
+    fn report(&mut self) {
+        let lost: Vec<&str> = self.missing().into_iter().map(|p| self.found.names[p].as_str()).filter(|n| !n.is_empty()).collect();
+        if !lost.is_empty() {
+            let list = lost.join(", ");
+            self.found
+                .notes
+                .push(format!("{} parameters of the exported program are not read by the graph and not trained: {list}", lost.len()));
+        }
+        let folded = self
+            .model
+            .nodes
+            .iter()
+            .filter(|n| n.metadata.get("pkg.onnxscript.rewriter.rule_name").is_some_and(|r| r.contains("FuseBatchNorm")));
+        let folded = folded.count();
+        if folded > 0 {
+            self.found.notes.push(format!(
+                "{folded} batch normalisations were folded into weights by the exporter; those weights are trained as they are"
+            ));
+        }
+    }
+}
+
+fn flag(n: &ModelNode, name: &str) -> bool {
+    matches!(n.attributes.get(name), Some(crate::import::model::Attribute::Int(1)))
+}
+
+/// Where the parameters among an ATen operator's arguments go: (argument, ONNX operator, input).
+type Roles = &'static [(usize, &'static str, usize)];
+
+/// An operand of a commutative operator, on either side.
+const EITHER: usize = usize::MAX;
+
+fn roles(target: &str) -> Option<Roles> {
+    const LINEAR: Roles = &[(1, "MatMul", 1), (1, "Gemm", 1), (1, "Transpose", 0), (2, "Gemm", 2), (2, "Add", EITHER)];
+    const ADDMM: Roles = &[(0, "Gemm", 2), (0, "Add", EITHER), (2, "Gemm", 1), (2, "MatMul", 1)];
+    const LAYER_NORM: Roles =
+        &[(2, "LayerNormalization", 1), (3, "LayerNormalization", 2), (2, "RMSNormalization", 1), (2, "Mul", EITHER), (3, "Add", EITHER)];
+    const GROUP_NORM: Roles = &[(2, "GroupNormalization", 1), (3, "GroupNormalization", 2), (2, "Mul", EITHER), (3, "Add", EITHER)];
+    const BATCH_NORM: Roles = &[(1, "BatchNormalization", 1), (2, "BatchNormalization", 2)];
+    const INSTANCE_NORM: Roles = &[(1, "InstanceNormalization", 1), (2, "InstanceNormalization", 2)];
+    const CONV: Roles = &[(1, "Conv", 1), (2, "Conv", 2), (1, "ConvTranspose", 1), (2, "ConvTranspose", 2), (2, "Add", EITHER)];
+    const EMBEDDING: Roles = &[(0, "Gather", 0)];
+    const PRELU: Roles = &[(1, "PRelu", 1)];
+    Some(match target {
+        "aten.linear" => LINEAR,
+        "aten.addmm" => ADDMM,
+        "aten.layer_norm" | "aten.native_layer_norm" | "aten.rms_norm" => LAYER_NORM,
+        "aten.group_norm" | "aten.native_group_norm" => GROUP_NORM,
+        "aten.batch_norm" | "aten._native_batch_norm_legit_no_training" | "aten._native_batch_norm_legit" => BATCH_NORM,
+        "aten.instance_norm" => INSTANCE_NORM,
+        "aten.conv1d" | "aten.conv2d" | "aten.conv3d" | "aten.convolution" | "aten.conv_transpose2d" | "aten.conv_transpose1d" => CONV,
+        "aten.embedding" => EMBEDDING,
+        "aten.prelu" | "aten._prelu_kernel" => PRELU,
+        _ => return None,
+    })
+}
+
+/// True if argument `arg` of the traced node is what input `input` of the ONNX node reads.
+pub fn plays(fx: &FxNode, arg: usize, n: &ModelNode, input: usize) -> bool {
+    let fits = |&(a, op, i): &(usize, &str, usize)| a == arg && op == n.op && (i == input || i == EITHER);
+    roles(&fx.target).is_some_and(|roles| roles.iter().any(fits))
+}

@@ -1,0 +1,212 @@
+//! Runs ONNX's own operator tests, as `dump.py` writes them, through import and the reference interpreter.
+//!
+//! `cargo run --release -p fp8c-tests --example onnx_cases -- FOLDER [FILTER]` prints how many cases pass, are refused, are wrong, or
+//! panic; with a filter, each case whose name contains it, with its reason. Operands that must be constant but are inputs in the test
+//! (the shape of Reshape, ..) become constants, as exporters make them. Exit status 1 when anything is wrong or panics.
+
+mod case;
+
+use case::Case;
+use fp8c::graph::eval::{Data, Rounding, Tensor, run};
+use fp8c::graph::{ConstData, Graph, Op, Output, TensorType, ValueId};
+use fp8c::import::model::{Elem, Model, ModelInput};
+use fp8c::import::ops::{Gap, Lowering};
+use fp8c_kernels::DType;
+use std::collections::{BTreeMap, BTreeSet};
+use std::panic::AssertUnwindSafe;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// What became of a case.
+#[derive(Clone, Debug, PartialEq)]
+enum Verdict {
+    Pass,
+    Refused(String),
+    Wrong(String),
+    Panic(String),
+}
+
+fn main() {
+    let mut args = std::env::args().skip(1);
+    let Some(folder) = args.next() else {
+        eprintln!("usage: onnx_cases FOLDER [FILTER]");
+        std::process::exit(2);
+    };
+    let filter = args.next();
+    let verdicts = run_all(Path::new(&folder), filter.as_deref().unwrap_or(""));
+    report(&verdicts, filter.is_some());
+    let bad = |v: &Verdict| matches!(v, Verdict::Wrong(_) | Verdict::Panic(_));
+    std::process::exit(verdicts.iter().any(|(_, v)| bad(v)) as i32);
+}
+
+fn run_all(folder: &Path, filter: &str) -> Vec<(String, Verdict)> {
+    let entries = std::fs::read_dir(folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
+    let mut paths: Vec<PathBuf> = entries.filter_map(|e| Some(e.ok()?.path())).collect();
+    paths.sort();
+    let name = |p: &Path| p.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    paths.retain(|p| name(p).contains(filter));
+    std::panic::set_hook(Box::new(|_| {}));
+    let judge = |p: &PathBuf| {
+        let verdict = std::panic::catch_unwind(AssertUnwindSafe(|| judge(p)));
+        verdict.unwrap_or_else(|e| {
+            let text = e.downcast_ref::<String>().cloned().or(e.downcast_ref::<&str>().map(|s| s.to_string()));
+            Verdict::Panic(text.unwrap_or_default())
+        })
+    };
+    paths.iter().map(|p| (name(p), judge(p))).collect()
+}
+
+fn judge(folder: &Path) -> Verdict {
+    let refused = |e: fp8c::Error| Verdict::Refused(e.to_string().replace(&folder.display().to_string(), ""));
+    let case = match Case::read(folder) {
+        Ok(case) => case,
+        Err(e) => return Verdict::Wrong(format!("the case cannot be read: {e}")),
+    };
+    let model = match fp8c::import::onnx::read(&folder.join("model.onnx")) {
+        Ok(model) => model,
+        Err(e) => return refused(e),
+    };
+    match imported(&model, &case) {
+        Err(reason) => Verdict::Refused(reason),
+        Ok(graph) => match compare(&graph, &case) {
+            Ok(()) => Verdict::Pass,
+            Err(reason) => Verdict::Wrong(reason),
+        },
+    }
+}
+
+/// Lowers the model; inputs that must be constant are made so and the lowering is tried again.
+fn imported(model: &Model, case: &Case) -> Result<Graph, String> {
+    let mut constant = BTreeSet::new();
+    loop {
+        let gaps = match lowered(model, case, &constant)? {
+            Ok(graph) => return Ok(graph),
+            Err(gaps) => gaps,
+        };
+        let more = gaps.iter().filter(|g| g.reason.contains("to be constant")).flat_map(|g| determining(model, g));
+        let before = constant.len();
+        constant.extend(more);
+        if constant.len() == before {
+            return Err(gaps.iter().map(|g| g.to_string()).collect::<Vec<_>>().join("; "));
+        }
+    }
+}
+
+/// The graph inputs that determine the operand a gap complains of.
+fn determining(model: &Model, gap: &Gap) -> Vec<String> {
+    let at = gap.reason.rsplit_once("(input ").and_then(|(_, i)| i.trim_end_matches(')').parse::<usize>().ok()).unwrap_or(0);
+    let node = model.nodes.iter().find(|n| n.op == gap.op && (n.name == gap.node || n.outputs.first() == Some(&gap.node)));
+    let mut open: Vec<String> = node.and_then(|n| n.inputs.get(at)).cloned().into_iter().collect();
+    let mut found = vec![];
+    while let Some(name) = open.pop() {
+        match model.nodes.iter().find(|n| n.outputs.contains(&name)) {
+            Some(n) => open.extend(n.inputs.iter().cloned()),
+            None if model.inputs.iter().any(|i| i.name == name) => found.push(name),
+            None => {}
+        }
+    }
+    found
+}
+
+fn tensor_type(input: &ModelInput, case: &Case) -> Result<TensorType, String> {
+    let value = case.inputs.iter().find(|v| v.name == input.name).and_then(|v| v.data.as_ref());
+    let value = value.ok_or_else(|| format!("input {} is not a tensor", input.name))?;
+    match input.elem {
+        Elem::F32 | Elem::Bf16 | Elem::I64 | Elem::I32 | Elem::Bool => Ok(value.ty.clone()),
+        other => Err(format!("input {} has the element type {other:?}", input.name)),
+    }
+}
+
+type Lowered = Result<Graph, Vec<Gap>>;
+
+/// The outer error: an input or output that no graph can have.
+fn lowered(model: &Model, case: &Case, constant: &BTreeSet<String>) -> Result<Lowered, String> {
+    let mut lowering = Lowering::new(model);
+    for input in &model.inputs {
+        let ty = tensor_type(input, case)?;
+        let v = match case.inputs.iter().find(|v| v.name == input.name && constant.contains(&v.name)).and_then(|v| v.data.clone()) {
+            Some(data) => lowering.constant(data),
+            None => lowering.graph.add_source(Op::Input { name: input.name.clone() }, ty, &Arc::from(input.name.as_str())),
+        };
+        lowering.values.insert(input.name.clone(), v);
+    }
+    for i in &model.initializers {
+        let fp8c::graph::Init::Data(data) = &i.init else { return Err("has an initializer without data".into()) };
+        let v = lowering.constant((**data).clone());
+        lowering.values.insert(i.name.clone(), v);
+    }
+    let gaps: Vec<Gap> = model.nodes.iter().filter_map(|n| lowering.node(n).err()).collect();
+    if !gaps.is_empty() {
+        return Ok(Err(gaps));
+    }
+    let mut roots: Vec<ValueId> = vec![];
+    for output in &model.outputs {
+        let value = lowering.values.get(&output.name).copied();
+        roots.push(value.ok_or_else(|| lowering.why_missing(&output.name).unwrap_or_else(|| format!("has no {}", output.name)))?);
+    }
+    let mut graph = lowering.finish(&mut roots);
+    let named = model.outputs.iter().zip(&roots);
+    graph.outputs = named.map(|(o, &value)| Output { name: o.name.clone(), value }).collect();
+    Ok(Ok(graph))
+}
+
+fn compare(graph: &Graph, case: &Case) -> Result<(), String> {
+    let sources = |node: &fp8c::graph::Node, _: &TensorType| match &node.op {
+        Op::Input { name } => case.inputs.iter().find(|v| v.name == *name).and_then(|v| v.data.as_ref()).map(Tensor::from_const),
+        _ => None,
+    };
+    let values = run(graph, &sources, Rounding::Stored).map_err(|e| e.to_string())?;
+    for (output, want) in graph.outputs.iter().zip(&case.outputs) {
+        let (got, ty) = (&values[output.value.index()], graph.ty(output.value));
+        let want = want.data.as_ref().ok_or("expects a value that is not a tensor")?;
+        if *ty != want.ty {
+            return Err(format!("{} is {:?} {:?}, expected {:?} {:?}", output.name, ty.dtype, ty.shape, want.ty.dtype, want.ty.shape));
+        }
+        differs(got, want, case).map_err(|e| format!("{} {e}", output.name))?;
+    }
+    Ok(())
+}
+
+/// numpy's `allclose` with the case's tolerances; NaN equals NaN.
+fn differs(got: &Tensor, want: &ConstData, case: &Case) -> Result<(), String> {
+    match &got.data {
+        Data::Int(v) => match v.iter().zip(want.to_i64()).enumerate().find(|(_, (a, b))| **a != *b) {
+            Some((i, (a, b))) => Err(format!("[{i}] is {a}, expected {b}")),
+            None => Ok(()),
+        },
+        Data::Float(v) => {
+            // The order of roundings is not part of an operator: two units in the last place of bfloat16.
+            let rtol = if want.ty.dtype == DType::Bf16 { case.rtol.max(1.0 / 64.0) } else { case.rtol };
+            let close = |a: f64, b: f64| a == b || (a.is_nan() && b.is_nan()) || (a - b).abs() <= case.atol + rtol * b.abs();
+            match v.iter().zip(want.to_f32()).enumerate().find(|(_, (a, b))| !close(**a, *b as f64)) {
+                Some((i, (a, b))) => Err(format!("[{i}] is {a}, expected {b}")),
+                None => Ok(()),
+            }
+        }
+    }
+}
+
+fn report(verdicts: &[(String, Verdict)], each: bool) {
+    let mut reasons: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    for (name, verdict) in verdicts {
+        match verdict {
+            _ if each => println!("{name}: {verdict:?}"),
+            Verdict::Wrong(reason) => println!("wrong: {name}: {reason}"),
+            Verdict::Panic(reason) => println!("panic: {name}: {reason}"),
+            Verdict::Refused(reason) => reasons.entry(reason.clone()).or_default().push(name),
+            Verdict::Pass => {}
+        }
+    }
+    for (reason, names) in &reasons {
+        println!("refused {:4} ({}..): {reason}", names.len(), names[0]);
+    }
+    let count = |f: fn(&Verdict) -> bool| verdicts.iter().filter(|(_, v)| f(v)).count();
+    println!(
+        "{} cases: {} pass, {} refused, {} wrong, {} panic",
+        verdicts.len(),
+        count(|v| *v == Verdict::Pass),
+        count(|v| matches!(v, Verdict::Refused(_))),
+        count(|v| matches!(v, Verdict::Wrong(_))),
+        count(|v| matches!(v, Verdict::Panic(_)))
+    );
+}
