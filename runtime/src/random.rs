@@ -27,7 +27,7 @@ impl Philox {
 
     /// A whole number below `bound` for a counter; 0 for a bound of 0. The bias is below 2^-64 times the bound.
     pub fn below(&self, counter: u64, bound: u64) -> u64 {
-        (u128::from(self.bits(counter)) * u128::from(bound) >> 64) as u64
+        ((u128::from(self.bits(counter)) * u128::from(bound)) >> 64) as u64
     }
 
     /// Four standard normal numbers for a counter (Box-Muller on pairs of words).

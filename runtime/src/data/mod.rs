@@ -103,7 +103,9 @@ impl Loader {
         }
         if let (Order::Shuffled { .. }, Some(i)) = (order, arrays.iter().position(|(_, n)| *n != rows)) {
             let name = &plan.inputs[i].name;
-            return Err(Error::Usage(format!("input {name} has another batch size than the first, so samples cannot be shuffled together")));
+            return Err(Error::Usage(format!(
+                "input {name} has another batch size than the first, so samples cannot be shuffled together"
+            )));
         }
         let token_port = plan.inputs.iter().find(|p| p.name == "input_ids");
         let token_port = token_port.or_else(|| plan.inputs.iter().find(|p| !p.dtype.is_float() && p.shape.len() >= 2));

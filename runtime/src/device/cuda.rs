@@ -147,17 +147,8 @@ impl CudaDevice {
         let context = unsafe { result::primary_ctx::retain(device) }.map_err(failed("opening the GPU"))?;
         let stream = std::ptr::null_mut();
         // From here on `drop` releases what has been acquired.
-        let mut opened = CudaDevice {
-            ordinal,
-            device,
-            context,
-            stream,
-            modules: vec![],
-            arena: 0,
-            bytes: plan.arena_bytes,
-            steps: vec![],
-            touched: 0,
-        };
+        let mut opened =
+            CudaDevice { ordinal, device, context, stream, modules: vec![], arena: 0, bytes: plan.arena_bytes, steps: vec![], touched: 0 };
         opened.bind()?;
         opened.stream = result::stream::create(result::stream::StreamKind::NonBlocking).map_err(failed("making a stream"))?;
         opened.allocate()?;

@@ -44,7 +44,9 @@ fn constants(device: &mut Device, file: &PlanFile) -> Result<(), Error> {
     let is_decay = |id: usize| plan.parameters.iter().any(|p| p.decay.is_some_and(|d| d.0 as usize == id));
     for (id, t) in plan.tensors.iter().enumerate().filter(|(_, t)| t.role == Role::Constant) {
         match file.constant(&t.name) {
-            Some(view) => copy(device, t, view.bytes, view.dtype).map_err(|reason| damaged(file, format!("constant {}: {reason}", t.name)))?,
+            Some(view) => {
+                copy(device, t, view.bytes, view.dtype).map_err(|reason| damaged(file, format!("constant {}: {reason}", t.name)))?
+            }
             None if is_decay(id) => {}
             None => return Err(damaged(file, format!("constant {} is missing", t.name))),
         }
@@ -136,7 +138,7 @@ fn generate(device: &mut Device, t: &Tensor, fill: impl Fn(u64, &mut [f32])) -> 
 /// Copies stored elements, converting slice by slice where the format differs.
 fn copy(device: &mut Device, t: &Tensor, bytes: &[u8], from: Dtype) -> Result<(), String> {
     let (size, step) = (file_dtype_size(from), t.dtype.size());
-    if size == 0 || bytes.len() as u64 / size != t.bytes / step || bytes.len() as u64 % size != 0 {
+    if size == 0 || bytes.len() as u64 / size != t.bytes / step || !(bytes.len() as u64).is_multiple_of(size) {
         return Err(format!("{} bytes of {from} do not fill shape {:?}", bytes.len(), t.shape));
     }
     if from == file_dtype(t.dtype) && t.dtype != DType::Bool {

@@ -82,8 +82,7 @@ fn loss_kernel() -> RowProgram {
 
 /// gradient[d, k] += scale * 2 / n * sum_b error[b, k] x[b, d]
 fn gradient_kernel() -> RowProgram {
-    let args =
-        [(BATCH * OUT, Mode::Read), (BATCH * WIDTH, Mode::Read), (Control::LEN as u64, Mode::Read), (WIDTH * OUT, Mode::Update)];
+    let args = [(BATCH * OUT, Mode::Read), (BATCH * WIDTH, Mode::Read), (Control::LEN as u64, Mode::Read), (WIDTH * OUT, Mode::Update)];
     let mut r = Rows::new(&[WIDTH, OUT, BATCH], &args);
     let e = r.load(0, 0, &[0, 1, OUT as i64]);
     let x = r.load(1, 0, &[1, 0, WIDTH as i64]);
@@ -126,11 +125,13 @@ fn norm_kernel(accumulation: u32) -> RowProgram {
 /// AdamW on w, m and v, all untouched where the control block says so.
 fn adamw_kernel() -> RowProgram {
     let n = WIDTH * OUT;
-    let args = [(n, Mode::Update), (n, Mode::Read), (n, Mode::Update), (n, Mode::Update), (Control::LEN as u64, Mode::Read), (1, Mode::Read)];
+    let args =
+        [(n, Mode::Update), (n, Mode::Read), (n, Mode::Update), (n, Mode::Update), (Control::LEN as u64, Mode::Read), (1, Mode::Read)];
     let mut r = Rows::new(&[n], &args);
     let [w, g, m, v] = [0, 1, 2, 3].map(|a| r.load(a, 0, &[1]));
     let c = |r: &mut Rows, i| r.load(4, i, &[]);
-    let (lr, b1, b2, eps) = (c(&mut r, Control::LEARNING_RATE), c(&mut r, Control::BETA1), c(&mut r, Control::BETA2), c(&mut r, Control::EPS));
+    let (lr, b1, b2, eps) =
+        (c(&mut r, Control::LEARNING_RATE), c(&mut r, Control::BETA1), c(&mut r, Control::BETA2), c(&mut r, Control::EPS));
     let (decay, c1, c2) = (c(&mut r, Control::WEIGHT_DECAY), c(&mut r, Control::CORRECTION1), c(&mut r, Control::CORRECTION2));
     let (finite, multiplier) = (c(&mut r, Control::FINITE), c(&mut r, Control::GRAD_MULTIPLIER));
     let own = r.load(5, 0, &[]);
@@ -247,11 +248,8 @@ pub fn regression(accumulation: u32) -> Plan {
     let rows = [error_kernel(), loss_kernel(), gradient_kernel(), norm_kernel(accumulation), adamw_kernel()];
     let entry = |(i, k)| KernelEntry { name: format!("row_{i}"), kernel: Kernel::Row(k), launches: BTreeMap::new() };
     plan.kernels = rows.into_iter().enumerate().map(entry).collect();
-    plan.schedule.micro = vec![
-        step(0, &[0, 2, 1, 8], StepEpoch::Forward),
-        step(1, &[8, 9], StepEpoch::Forward),
-        step(2, &[8, 0, 6, 7], StepEpoch::Backward),
-    ];
+    plan.schedule.micro =
+        vec![step(0, &[0, 2, 1, 8], StepEpoch::Forward), step(1, &[8, 9], StepEpoch::Forward), step(2, &[8, 0, 6, 7], StepEpoch::Backward)];
     plan.schedule.update = vec![step(3, &[7, 6], StepEpoch::Update), step(4, &[2, 7, 3, 4, 6, 5], StepEpoch::Update)];
     plan.parameters = vec![Parameter {
         name: "layer.weight".into(),

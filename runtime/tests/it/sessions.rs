@@ -151,7 +151,12 @@ fn a_run_gives_outputs_and_gradients_in_the_outside_orientation() {
     let t = [0.5f32, -0.25, 1.0, 0.0, 2.0, -1.0];
     let inputs = [
         HostTensor { name: "t".into(), dtype: Dtype::F32, shape: vec![BATCH, OUT], bytes: f32_bytes(t) },
-        HostTensor { name: "x".into(), dtype: Dtype::F64, shape: vec![BATCH, WIDTH], bytes: x.iter().flat_map(|v| f64::from(*v).to_le_bytes()).collect() },
+        HostTensor {
+            name: "x".into(),
+            dtype: Dtype::F64,
+            shape: vec![BATCH, WIDTH],
+            bytes: x.iter().flat_map(|v| f64::from(*v).to_le_bytes()).collect(),
+        },
         HostTensor { name: "more".into(), dtype: Dtype::F32, shape: vec![], bytes: f32_bytes([0.0]) },
     ];
     let w = weight(&s);
