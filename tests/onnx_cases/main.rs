@@ -2,7 +2,8 @@
 //!
 //! `cargo run --release -p fp8c-tests --example onnx_cases -- FOLDER [FILTER]` prints how many cases pass, are refused, are wrong, or
 //! panic; with a filter, each case whose name contains it, with its reason. Operands that must be constant but are inputs in the test
-//! (the shape of Reshape, ..) become constants, as exporters make them. Exit status 1 when anything is wrong or panics.
+//! (the shape of Reshape, ..) become constants, as exporters make them. Each case that passes is run again with its integers, and with
+//! all its inputs, as constants, which exercises folding. Exit status 1 when anything is wrong or panics.
 
 mod case;
 
@@ -66,18 +67,44 @@ fn judge(folder: &Path) -> Verdict {
         Ok(model) => model,
         Err(e) => return refused(e),
     };
-    match imported(&model, &case) {
-        Err(reason) => Verdict::Refused(reason),
-        Ok(graph) => match compare(&graph, &case) {
-            Ok(()) => Verdict::Pass,
-            Err(reason) => Verdict::Wrong(reason),
-        },
+    let mut verdict = Verdict::Pass;
+    for inputs in [Inputs::Fed, Inputs::IntegersConstant, Inputs::Constant] {
+        verdict = match imported(&model, &case, inputs) {
+            Err(reason) if inputs == Inputs::Fed => Verdict::Refused(reason),
+            // More constants must not be harder to import.
+            Err(reason) => Verdict::Wrong(format!("{inputs:?}: refused: {reason}")),
+            Ok(graph) => match compare(&graph, &case) {
+                Ok(()) => continue,
+                Err(reason) => Verdict::Wrong(format!("{inputs:?}: {reason}")),
+            },
+        };
+        break;
+    }
+    verdict
+}
+
+/// Which of the case's inputs the model is fed at run time; the others are constants of the model.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Inputs {
+    Fed,
+    IntegersConstant,
+    Constant,
+}
+
+impl Inputs {
+    fn constants(self, model: &Model) -> BTreeSet<String> {
+        let constant = |i: &&ModelInput| match self {
+            Inputs::Fed => false,
+            Inputs::IntegersConstant => !i.elem.is_float(),
+            Inputs::Constant => true,
+        };
+        model.inputs.iter().filter(constant).map(|i| i.name.clone()).collect()
     }
 }
 
 /// Lowers the model; inputs that must be constant are made so and the lowering is tried again.
-fn imported(model: &Model, case: &Case) -> Result<Graph, String> {
-    let mut constant = BTreeSet::new();
+fn imported(model: &Model, case: &Case, inputs: Inputs) -> Result<Graph, String> {
+    let mut constant = inputs.constants(model);
     loop {
         let gaps = match lowered(model, case, &constant)? {
             Ok(graph) => return Ok(graph),
