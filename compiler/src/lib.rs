@@ -1,8 +1,22 @@
 //! Compiles a model to a training plan that fits a memory budget.
 
+pub mod check;
+pub mod cli;
+pub mod codegen;
+pub mod compile;
+pub mod cost;
+pub mod decide;
+pub mod differentiate;
+pub mod emit;
 mod error;
 pub mod graph;
 pub mod import;
+pub mod lower;
+pub mod plan;
+pub mod precision;
+pub mod recognise;
+pub mod report;
+pub mod text;
 pub mod units;
 
 pub use error::Error;

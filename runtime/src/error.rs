@@ -1,4 +1,4 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// What can go wrong between a plan file and a trained model. The message is one sentence; hints are the command line's.
 #[derive(Debug, thiserror::Error)]
@@ -15,6 +15,9 @@ pub enum Error {
     /// No such device, or too little memory on it.
     #[error("{0}")]
     Device(String),
+    /// A request that contradicts itself or the plan.
+    #[error("{0}")]
+    Usage(String),
     /// Training cannot go on (non-finite loss, fifty skipped steps).
     #[error("{0}")]
     Diverged(String),
@@ -22,4 +25,16 @@ pub enum Error {
     Io { path: PathBuf, source: std::io::Error },
     #[error(transparent)]
     Kernel(#[from] fp8c_kernels::KernelError),
+}
+
+impl Error {
+    /// An [`Error::Data`].
+    pub fn data(name: impl Into<String>, reason: impl Into<String>) -> Self {
+        Error::Data { name: name.into(), reason: reason.into() }
+    }
+
+    /// An [`Error::Io`].
+    pub fn io(path: &Path, source: std::io::Error) -> Self {
+        Error::Io { path: path.to_path_buf(), source }
+    }
 }

@@ -10,6 +10,10 @@ impl Op {
     /// A sentence without a subject ("needs ...", "cannot ...") when the inputs do not fit.
     pub fn infer(&self, inputs: &[&TensorType], parameters: &[Parameter]) -> Result<Vec<TensorType>, String> {
         let n = inputs.len();
+        let (least, most) = self.arity();
+        if n < least || n > most {
+            return Err(format!("needs {least} to {most} inputs, has {n}"));
+        }
         let need = |ok: bool, what: &str| if ok { Ok(()) } else { Err(format!("needs {what}, has {n} inputs")) };
         let one = |ty: TensorType| Ok(vec![ty]);
         let same = |i: usize| inputs[i].clone();
@@ -94,12 +98,15 @@ impl Op {
             Op::Take => {
                 need(n == 2 && inputs[0].rank() == 3 && inputs[1].rank() == 3, "rank-3 data and index")?;
                 let (d, i) = (&inputs[0].shape, &inputs[1].shape);
-                need((i[0] == 1 || i[0] == d[0]) && (i[2] == 1 || i[2] == d[2]), "an index that fits the data")?;
+                let fits = (i[0] == 1 || i[0] == d[0]) && (i[2] == 1 || i[2] == d[2]) && is_index(inputs[1]);
+                need(fits, "an integer index that fits the data")?;
                 one(TensorType::new(inputs[0].dtype, [d[0], i[1], d[2]]))
             }
             Op::PutAdd { extent, dtype } => {
                 need(n == 2 && inputs[0].rank() == 3 && inputs[1].rank() == 3, "rank-3 source and index")?;
-                let s = &inputs[0].shape;
+                let (s, i) = (&inputs[0].shape, &inputs[1].shape);
+                let fits = (i[0] == 1 || i[0] == s[0]) && i[1] == s[1] && (i[2] == 1 || i[2] == s[2]) && is_index(inputs[1]);
+                need(fits, "an integer index that fits the source")?;
                 one(TensorType::new(*dtype, [s[0], *extent, s[2]]))
             }
             Op::CumSum { axis, .. } => {
@@ -108,8 +115,9 @@ impl Op {
             }
             Op::Conv(c) => {
                 need(n >= 2 && inputs[0].rank() == 4 && inputs[1].rank() == 4, "rank-4 image and weight")?;
-                let fits =
-                    c.groups > 0 && inputs[0].shape[1] == inputs[1].shape[1].saturating_mul(c.groups) && inputs[1].shape[0] % c.groups == 0;
+                let fits = c.groups > 0
+                    && inputs[0].shape[1] == inputs[1].shape[1].saturating_mul(c.groups)
+                    && inputs[1].shape[0].is_multiple_of(c.groups);
                 need(
                     fits && inputs[0].shape[2..] == c.window.input && inputs[1].shape[2..] == c.window.kernel,
                     "channels and extents that fit",
@@ -118,26 +126,34 @@ impl Op {
                 one(TensorType::new(c.dtype, [inputs[0].shape[0], inputs[1].shape[0], h, w]))
             }
             Op::ConvDgrad(c) => {
-                need(n == 2 && inputs[1].rank() == 4, "dy and a weight")?;
+                let (dy, k) = (&inputs[0].shape, &inputs[1].shape);
+                let fits = dy.len() == 4 && k.len() == 4 && c.groups > 0 && k[0].is_multiple_of(c.groups) && dy[1] == k[0];
+                need(fits && dy[2..] == c.window.output && k[2..] == c.window.kernel, "dy and a weight that fit")?;
                 let [h, w] = c.window.input;
-                one(TensorType::new(c.dtype, [inputs[0].shape[0], inputs[1].shape[1] * c.groups, h, w]))
+                one(TensorType::new(c.dtype, [dy[0], k[1].saturating_mul(c.groups), h, w]))
             }
             Op::ConvWgrad(c) => {
-                need(n == 2 && inputs[0].rank() == 4 && inputs[1].rank() == 4 && c.groups > 0, "dy and an image")?;
+                let (dy, x) = (&inputs[0].shape, &inputs[1].shape);
+                let fits = dy.len() == 4 && x.len() == 4 && c.groups > 0 && x[1].is_multiple_of(c.groups) && dy[1].is_multiple_of(c.groups);
+                need(fits && dy[0] == x[0] && dy[2..] == c.window.output && x[2..] == c.window.input, "dy and an image that fit")?;
                 let [h, w] = c.window.kernel;
-                one(f32_of(&[inputs[0].shape[1], inputs[1].shape[1] / c.groups, h, w]))
+                one(f32_of(&[dy[1], x[1] / c.groups, h, w]))
             }
             Op::Pool { window, .. } => {
                 need(n == 1 && inputs[0].rank() == 4 && inputs[0].shape[2..] == window.input, "an image of the window's extent")?;
                 let s = &inputs[0].shape;
                 one(TensorType::new(inputs[0].dtype, [s[0], s[1], window.output[0], window.output[1]]))
             }
-            Op::PoolGrad { .. } => {
-                need(n == 2, "x and dy")?;
+            Op::PoolGrad { window, .. } => {
+                let (x, dy) = (&inputs[0].shape, &inputs[1].shape);
+                let fits = x.len() == 4 && dy.len() == 4 && x[..2] == dy[..2] && x[2..] == window.input && dy[2..] == window.output;
+                need(fits, "x and dy of the window's extents")?;
                 one(same(0))
             }
             Op::Norm(norm) => {
                 need(n == 2 + norm.bias as usize && norm.axes <= inputs[0].rank(), "x, scale and the bias it names")?;
+                let normalised = &inputs[0].shape[inputs[0].rank() - norm.axes..];
+                need(inputs[1..].iter().all(|t| t.shape == normalised), "a scale and a bias of the normalised shape")?;
                 let stat = TensorType::new(DType::F32, stat_shape(&inputs[0].shape, norm.axes));
                 let mut out = vec![TensorType::new(norm.dtype, inputs[0].shape.clone())];
                 out.extend(norm.center.then(|| stat.clone()));
@@ -145,13 +161,23 @@ impl Op {
                 Ok(out)
             }
             Op::NormGrad(norm) => {
-                need(n == 4 + norm.center as usize, "dy, x, scale and the statistics")?;
+                let fits = n == 4 + norm.center as usize && inputs[0].shape == inputs[1].shape && norm.axes <= inputs[1].rank();
+                need(fits, "dy, x, scale and the statistics")?;
+                let (x, stat) = (&inputs[1].shape, stat_shape(&inputs[1].shape, norm.axes));
+                need(
+                    inputs[2].shape == x[x.len() - norm.axes..] && inputs[3..].iter().all(|t| t.shape == stat),
+                    "a scale and statistics that fit",
+                )?;
                 let mut out = vec![TensorType::new(norm.dtype, inputs[1].shape.clone()), f32_of(&inputs[2].shape)];
                 out.extend(norm.bias.then(|| f32_of(&inputs[2].shape)));
                 Ok(out)
             }
             Op::Softmax { .. } | Op::SoftmaxGrad { .. } => {
-                need(n >= 1 && inputs[0].rank() >= 1, "an input of rank 1 or more")?;
+                let grad = matches!(self, Op::SoftmaxGrad { .. });
+                need(
+                    n == 1 + grad as usize && inputs.iter().all(|t| t.rank() >= 1 && t.shape == inputs[0].shape),
+                    "inputs of rank 1 or more",
+                )?;
                 one(same(n - 1))
             }
             Op::Attention(a) => {
@@ -159,25 +185,38 @@ impl Op {
                 let (q, k, v) = (&inputs[0].shape, &inputs[1].shape, &inputs[2].shape);
                 let fits = q[0] == k[0] && k[..3] == v[..3] && q[3] == k[3] && k[1] > 0 && q[1] % k[1] == 0;
                 need(fits, "q, k and v that fit")?;
+                let scores = [q[0], q[1], q[2], k[2]];
+                let bias = inputs.get(3).map(|b| broadcast([b.shape.as_slice(), &scores].into_iter()));
+                need(bias.is_none_or(|b| b.is_ok_and(|b| b == scores)), "a bias that broadcasts to the scores")?;
                 Ok(vec![TensorType::new(inputs[0].dtype, [q[0], q[1], q[2], v[3]]), f32_of(&[q[0], q[1], q[2], 1])])
             }
             Op::AttentionGrad(a) => {
                 need(n == 6 + a.bias as usize, "q, k, v, o, lse, do and the bias it names")?;
+                let forward = Op::Attention(a.clone()).infer(&inputs[..n - 3], parameters)?;
+                let o = &forward[0].shape;
+                let fits = inputs[n - 3].shape == *o && inputs[n - 2].shape == forward[1].shape && inputs[n - 1].shape == *o;
+                need(fits, "o, lse and do that fit")?;
                 Ok(vec![same(0), same(1), same(2)])
             }
-            Op::Rotary { .. } => {
-                need(n == 3, "x, cos and sin")?;
+            Op::Rotary { rotated, .. } => {
+                let mut turned = inputs[0].shape.clone();
+                need(turned.last().is_some_and(|d| rotated <= d) && rotated.is_multiple_of(2), "an even number of elements to rotate")?;
+                turned.iter_mut().last().into_iter().for_each(|d| *d = *rotated);
+                let fits = |t: &&TensorType| broadcast([t.shape.as_slice(), &turned].into_iter()).is_ok_and(|s| s == turned);
+                need(inputs[1..].iter().all(fits), "cos and sin that broadcast to what is rotated")?;
                 one(same(0))
             }
             Op::CrossEntropy(_) => {
                 need(
-                    n == 2 && inputs[0].rank() == 2 && inputs[1].rank() == 1 && inputs[0].shape[0] == inputs[1].shape[0],
-                    "logits [n, c] and labels [n]",
+                    inputs[0].rank() == 2 && inputs[1].shape == inputs[0].shape[..1] && is_index(inputs[1]),
+                    "logits [n, c] and integer labels [n]",
                 )?;
                 Ok(vec![f32_of(&[]), f32_of(&inputs[1].shape)])
             }
             Op::CrossEntropyGrad(c) => {
-                need(n == 4, "dloss, logits, labels and lse")?;
+                let (logits, rows) = (&inputs[1].shape, &inputs[2].shape);
+                let fits = inputs[0].elements() == 1 && logits.len() == 2 && *rows == logits[..1] && inputs[3].shape == *rows;
+                need(fits && is_index(inputs[2]), "dloss, logits, labels and lse that fit")?;
                 one(TensorType::new(c.dtype, inputs[1].shape.clone()))
             }
             Op::Quantize { layout, .. } => {
@@ -195,11 +234,44 @@ impl Op {
                 one(out)
             }
             Op::SumSquares => one(same(1)),
-            Op::FinishNorm { .. } | Op::AccumulateGradient => one(same(0)),
-            Op::AdamW => Ok(vec![same(0), same(2), same(3)]),
-            Op::Sgd | Op::Lion => Ok(vec![same(0), same(2)]),
+            Op::FinishNorm { .. } => one(same(0)),
+            Op::AccumulateGradient => {
+                need(inputs[0].shape == inputs[1].shape, "a buffer of the gradient's shape")?;
+                one(same(0))
+            }
+            Op::AdamW | Op::Sgd | Op::Lion => {
+                let moments = n - 4;
+                need(inputs[1..2 + moments].iter().all(|t| t.shape == inputs[0].shape), "a gradient and moments of the parameter's shape")?;
+                Ok(std::iter::once(same(0)).chain((2..2 + moments).map(same)).collect())
+            }
         }
     }
+}
+
+impl Op {
+    /// Fewest and most inputs.
+    fn arity(&self) -> (usize, usize) {
+        match self {
+            op if op.is_source() => (0, 0),
+            Op::Iota { .. } => (0, 0),
+            Op::Map(..) | Op::Concat { .. } => (0, usize::MAX),
+            Op::Conv(_) | Op::Norm(_) => (2, 3),
+            Op::Attention(_) => (3, 4),
+            Op::AttentionGrad(_) => (6, 7),
+            Op::NormGrad(_) => (4, 5),
+            Op::Rotary { .. } => (3, 3),
+            Op::CrossEntropyGrad(_) | Op::ScaledMatmul { .. } => (4, 4),
+            Op::AdamW => (6, 6),
+            Op::Sgd | Op::Lion => (5, 5),
+            Op::Matmul { .. } | Op::Take | Op::PutAdd { .. } | Op::ConvDgrad(_) | Op::ConvWgrad(_) | Op::PoolGrad { .. } => (2, 2),
+            Op::SoftmaxGrad { .. } | Op::CrossEntropy(_) | Op::SumSquares | Op::FinishNorm { .. } | Op::AccumulateGradient => (2, 2),
+            _ => (1, 1),
+        }
+    }
+}
+
+fn is_index(t: &TensorType) -> bool {
+    matches!(t.dtype, DType::I64 | DType::I32)
 }
 
 /// Numpy's broadcast of shapes.

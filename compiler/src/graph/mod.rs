@@ -12,9 +12,15 @@
 //! 5. epochs never decrease along the node list: forward, backward, update.
 
 mod build;
+pub mod edit;
 pub mod eval;
 pub mod infer;
 mod op;
+pub mod parse;
+#[cfg(test)]
+mod tests;
+mod text;
+mod verify;
 
 pub use op::*;
 

@@ -243,6 +243,53 @@ impl Expr {
 }
 
 impl Op {
+    /// The operator's name in the printed graph.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Op::Input { .. } => "input",
+            Op::Parameter(_) => "parameter",
+            Op::Constant(_) => "constant",
+            Op::State { .. } => "state",
+            Op::Control => "control",
+            Op::DecayOf(_) => "decay_of",
+            Op::Map(..) => "map",
+            Op::Reduce { .. } => "reduce",
+            Op::Matmul { .. } => "matmul",
+            Op::Reshape(_) => "reshape",
+            Op::Transpose(_) => "transpose",
+            Op::Slice { .. } => "slice",
+            Op::Pad { .. } => "pad",
+            Op::Concat { .. } => "concat",
+            Op::Broadcast(_) => "broadcast",
+            Op::Iota { .. } => "iota",
+            Op::Take => "take",
+            Op::PutAdd { .. } => "put_add",
+            Op::CumSum { .. } => "cum_sum",
+            Op::Conv(_) => "conv",
+            Op::ConvDgrad(_) => "conv_dgrad",
+            Op::ConvWgrad(_) => "conv_wgrad",
+            Op::Pool { .. } => "pool",
+            Op::PoolGrad { .. } => "pool_grad",
+            Op::Norm(_) => "norm",
+            Op::NormGrad(_) => "norm_grad",
+            Op::Softmax { .. } => "softmax",
+            Op::SoftmaxGrad { .. } => "softmax_grad",
+            Op::Attention(_) => "attention",
+            Op::AttentionGrad(_) => "attention_grad",
+            Op::Rotary { .. } => "rotary",
+            Op::CrossEntropy(_) => "cross_entropy",
+            Op::CrossEntropyGrad(_) => "cross_entropy_grad",
+            Op::Quantize { .. } => "quantize",
+            Op::ScaledMatmul { .. } => "scaled_matmul",
+            Op::SumSquares => "sum_squares",
+            Op::FinishNorm { .. } => "finish_norm",
+            Op::AdamW => "adamw",
+            Op::Sgd => "sgd",
+            Op::Lion => "lion",
+            Op::AccumulateGradient => "accumulate_gradient",
+        }
+    }
+
     /// Which input each result replaces in place, if any.
     pub fn aliases(&self) -> &'static [Option<usize>] {
         match self {

@@ -38,6 +38,23 @@ pub fn normalise(model: &mut Model) -> Result<(), String> {
     Ok(())
 }
 
+/// Drops the nodes that no output needs and the initializers that nothing reads. The nodes may be in any order.
+pub fn prune(model: &mut Model) {
+    let by: HashMap<&str, usize> =
+        model.nodes.iter().enumerate().flat_map(|(i, n)| n.outputs.iter().map(move |o| (o.as_str(), i))).collect();
+    let mut needed = vec![false; model.nodes.len()];
+    let mut open: Vec<usize> = model.outputs.iter().filter_map(|o| by.get(o.name.as_str()).copied()).collect();
+    while let Some(n) = open.pop() {
+        if !std::mem::replace(&mut needed[n], true) {
+            open.extend(model.nodes[n].inputs.iter().filter_map(|v| by.get(v.as_str()).copied()));
+        }
+    }
+    let mut keep = needed.into_iter();
+    model.nodes.retain(|_| keep.next().unwrap_or(false));
+    let read: HashSet<&str> = model.nodes.iter().flat_map(|n| &n.inputs).chain(model.outputs.iter().map(|o| &o.name)).map(String::as_str).collect();
+    model.initializers.retain(|i| read.contains(i.name.as_str()));
+}
+
 /// Where a value comes from: a source (`None`) or a node.
 fn definitions(model: &Model) -> Result<HashMap<&str, Option<usize>>, String> {
     let mut defined = HashMap::new();

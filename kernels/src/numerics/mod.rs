@@ -1,7 +1,11 @@
-//! E4M3 and its scales.
+//! E4M3 and its scales, bf16, and the vector loops over them.
 
-/// Value of an E4M3FN code.
-pub fn e4m3_to_f32(code: u8) -> f32 {
-    let _ = code;
-    unimplemented!()
-}
+mod bf16;
+mod e4m3;
+mod scale;
+pub(crate) mod simd;
+
+pub use bf16::{bf16_to_f32, f32_to_bf16, round_bf16, widen_bf16};
+pub use e4m3::{E4M3_MAX, decode_e4m3, e4m3_to_f32, encode_e4m3, f32_to_e4m3};
+pub(crate) use scale::larger;
+pub use scale::{AMAX_FLOOR, ScaleMode, amax, quantize_group, scale_of};

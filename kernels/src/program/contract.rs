@@ -6,7 +6,7 @@
 //! Scaled: `C[i, j] = epilogue(sum_g sa[i, g] * sb[g, j] * sum_{k in group g} A[i, k] * B[j, k])` with groups of 128 along `k`, inner
 //! sums in f32 (or the tensor core's accumulator), outer sum in f32 in ascending `g`.
 
-use super::{Arg, Mode};
+use super::{Arg, Mode, volume};
 use crate::{DType, KernelError};
 use serde::{Deserialize, Serialize};
 
@@ -99,18 +99,18 @@ impl ScaledContract {
     pub(super) fn args(&self) -> Vec<Arg> {
         let arg = |dtype, elements| Arg { dtype, elements, mode: Mode::Read };
         let b_scales = match self.b_scales {
-            ScaleGroup::Block => groups(self.n) * groups(self.k),
-            ScaleGroup::Row => self.n * groups(self.k),
+            ScaleGroup::Block => volume(&[groups(self.n), groups(self.k)]),
+            ScaleGroup::Row => volume(&[self.n, groups(self.k)]),
         };
         let mut args = vec![
-            arg(DType::E4m3, self.m * self.k),
-            arg(DType::F32, self.m * groups(self.k)),
-            arg(DType::E4m3, self.n * self.k),
+            arg(DType::E4m3, volume(&[self.m, self.k])),
+            arg(DType::F32, volume(&[self.m, groups(self.k)])),
+            arg(DType::E4m3, volume(&[self.n, self.k])),
             arg(DType::F32, b_scales),
         ];
         args.extend(self.epilogue.bias.map(|dtype| arg(dtype, self.n)));
         let mode = if self.epilogue.accumulate { Mode::Update } else { Mode::Write };
-        args.push(Arg { dtype: self.c, elements: self.m * self.n, mode });
+        args.push(Arg { dtype: self.c, elements: volume(&[self.m, self.n]), mode });
         args
     }
 

@@ -1,6 +1,6 @@
 //! Kernels whose addresses or order depend on data: scatter-add and prefix sums.
 
-use super::{Arg, Mode};
+use super::{Arg, Mode, volume};
 use crate::{DType, KernelError};
 use serde::{Deserialize, Serialize};
 
@@ -26,12 +26,13 @@ pub struct ScatterAdd {
 
 impl ScatterAdd {
     pub(super) fn args(&self) -> Vec<Arg> {
-        let index = self.picks * if self.index_outer { self.outer } else { 1 } * if self.index_inner { self.inner } else { 1 };
+        let along = |varies: bool, extent: u64| if varies { extent } else { 1 };
+        let index = volume(&[self.picks, along(self.index_outer, self.outer), along(self.index_inner, self.inner)]);
         let mode = if self.accumulate { Mode::Update } else { Mode::Write };
         vec![
-            Arg { dtype: self.src, elements: self.outer * self.picks * self.inner, mode: Mode::Read },
+            Arg { dtype: self.src, elements: volume(&[self.outer, self.picks, self.inner]), mode: Mode::Read },
             Arg { dtype: self.index, elements: index, mode: Mode::Read },
-            Arg { dtype: self.dst, elements: self.outer * self.extent * self.inner, mode },
+            Arg { dtype: self.dst, elements: volume(&[self.outer, self.extent, self.inner]), mode },
         ]
     }
 
@@ -54,7 +55,7 @@ pub struct Scan {
 
 impl Scan {
     pub(super) fn args(&self) -> Vec<Arg> {
-        let elements = self.outer * self.extent * self.inner;
+        let elements = volume(&[self.outer, self.extent, self.inner]);
         [Mode::Read, Mode::Write].map(|mode| Arg { dtype: self.dtype, elements, mode }).to_vec()
     }
 

@@ -19,6 +19,7 @@ mod index;
 mod quantize;
 mod row;
 mod scalar;
+mod typing;
 mod verify;
 mod window;
 
@@ -28,6 +29,8 @@ pub use index::*;
 pub use quantize::*;
 pub use row::*;
 pub use scalar::*;
+pub use typing::*;
+pub use verify::{MAX_DIMS, MAX_POINTS, MAX_STATEMENTS};
 pub use window::*;
 
 use crate::{DType, KernelError};
@@ -57,6 +60,11 @@ impl Arg {
     pub fn bytes(&self) -> u64 {
         self.dtype.size().saturating_mul(self.elements)
     }
+}
+
+/// Product of extents, saturating: kernels from a damaged plan are sized before they are verified.
+fn volume(extents: &[u64]) -> u64 {
+    extents.iter().fold(1, |v, &e| v.saturating_mul(e))
 }
 
 /// One kernel of a plan, of one of the families.
@@ -119,7 +127,8 @@ impl Kernel {
             Kernel::Contract(k) => k.verify(),
             Kernel::ScaledContract(k) => k.verify(),
             Kernel::Quantize(k) => k.verify(),
-            Kernel::Attention(k) | Kernel::AttentionGrad(k) => k.verify(),
+            Kernel::Attention(k) => verify::attention(k, false),
+            Kernel::AttentionGrad(k) => verify::attention(k, true),
             Kernel::Conv(k) => k.verify(),
             Kernel::Pool(k) => k.verify(),
             Kernel::ScatterAdd(k) => k.verify(),

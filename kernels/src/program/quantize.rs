@@ -3,7 +3,7 @@
 //! For a group of elements with `amax = max|x|`: `s = max(amax, 1e-12) / 448` (1 where amax is 0), rounded up to a power of two if asked;
 //! `code = e4m3(x * (1 / s))`, round to nearest even, saturating. The reciprocal is rounded to f32 once.
 
-use super::{Arg, Mode, groups};
+use super::{Arg, Mode, groups, volume};
 use crate::{DType, KernelError};
 use serde::{Deserialize, Serialize};
 
@@ -36,14 +36,14 @@ pub struct Quantize {
 
 impl Quantize {
     pub(super) fn args(&self) -> Vec<Arg> {
-        let n = self.rows * self.cols;
+        let n = volume(&[self.rows, self.cols]);
         let mut args = vec![Arg { dtype: self.source, elements: n, mode: Mode::Read }];
         let mut out = |scales: u64| {
             args.push(Arg { dtype: DType::E4m3, elements: n, mode: Mode::Write });
             args.push(Arg { dtype: DType::F32, elements: scales, mode: Mode::Write });
         };
-        let (by_row, by_col) = (self.rows * groups(self.cols), self.cols * groups(self.rows));
-        let by_block = groups(self.rows) * groups(self.cols);
+        let (by_row, by_col) = (volume(&[self.rows, groups(self.cols)]), volume(&[self.cols, groups(self.rows)]));
+        let by_block = volume(&[groups(self.rows), groups(self.cols)]);
         match self.layout {
             Layout::Rows => out(by_row),
             Layout::Columns => out(by_col),

@@ -146,12 +146,17 @@ pub struct RowProgram {
 impl RowProgram {
     /// Points in a row.
     pub fn row_len(&self) -> u64 {
-        self.space[self.space.len() - self.row_dims as usize..].iter().product()
+        super::volume(&self.space[self.row_start()..])
     }
 
     /// Number of rows.
     pub fn rows(&self) -> u64 {
-        self.space[..self.space.len() - self.row_dims as usize].iter().product()
+        super::volume(&self.space[..self.row_start()])
+    }
+
+    /// The first dimension of the row.
+    pub fn row_start(&self) -> usize {
+        self.space.len().saturating_sub(self.row_dims as usize)
     }
 
     /// Checks kinds, bounds of every access, write-once and SSA order.

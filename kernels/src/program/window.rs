@@ -3,7 +3,7 @@
 //! Output position (y, x) reads input row `y * stride[0] + r * dilation[0] - pad[0]`, and columns likewise; outside the image is 0 for
 //! convolution, and excluded for pooling.
 
-use super::{Arg, Mode};
+use super::{Arg, Mode, volume};
 use crate::{DType, KernelError};
 use serde::{Deserialize, Serialize};
 
@@ -49,11 +49,11 @@ pub struct Conv {
 
 impl Conv {
     pub(super) fn args(&self) -> Vec<Arg> {
-        let pixels = |hw: [u64; 2], c: u64| self.batch * c * hw[0] * hw[1];
+        let pixels = |hw: [u64; 2], c: u64| volume(&[self.batch, c, hw[0], hw[1]]);
         let arg = |dtype, elements, mode| Arg { dtype, elements, mode };
         let x = |mode| arg(self.dtype, pixels(self.window.input, self.cin), mode);
         let y = |mode| arg(self.dtype, pixels(self.window.output, self.cout), mode);
-        let taps = self.cout * (self.cin / self.groups.max(1)) * self.window.kernel[0] * self.window.kernel[1];
+        let taps = volume(&[self.cout, self.cin / self.groups.max(1), self.window.kernel[0], self.window.kernel[1]]);
         match self.pass {
             ConvPass::Fprop => {
                 let mut args = vec![x(Mode::Read), arg(self.weight, taps, Mode::Read)];
@@ -97,7 +97,7 @@ pub struct Pool {
 
 impl Pool {
     pub(super) fn args(&self) -> Vec<Arg> {
-        let arg = |hw: [u64; 2], mode| Arg { dtype: self.dtype, elements: self.planes * hw[0] * hw[1], mode };
+        let arg = |hw: [u64; 2], mode| Arg { dtype: self.dtype, elements: volume(&[self.planes, hw[0], hw[1]]), mode };
         let (x, y) = (self.window.input, self.window.output);
         match self.backward {
             false => vec![arg(x, Mode::Read), arg(y, Mode::Write)],

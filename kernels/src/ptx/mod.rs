@@ -1,8 +1,29 @@
 //! Kernel programs to PTX, through LLVM.
+//!
+//! One generator a family. Each writes LLVM IR with the helpers of `build`, `value` and `math`; LLVM's NVPTX back end prints it.
+//! Grids are one-dimensional; entry parameters are the kernel's arguments, in order. Kernels use no scratch memory: whatever is
+//! needed twice is computed twice, or travels through an output argument from one launch to the next.
+//!
+//! The text is a function of kernel, name and chip alone: the same call gives the same bytes.
+
+mod build;
+mod contract;
+mod contract_f32;
+mod epilogue;
+mod math;
+mod module;
+mod ops;
+mod quantize;
+mod row;
+mod scaled_contract;
+mod tiles;
+mod value;
 
 use crate::KernelError;
 use crate::launch::Launch;
 use crate::program::Kernel;
+use inkwell::context::Context;
+use module::Emitter;
 
 /// A chip to generate for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -18,8 +39,28 @@ pub struct Module {
     pub launches: Vec<Launch>,
 }
 
-/// Generates PTX for a kernel; `name` prefixes its entry points.
+/// Generates PTX for a kernel; `name` prefixes its entry points and is an identifier of ASCII letters, digits and `_`.
+///
+/// There are no launches where the kernel has nothing to compute. Threads that need more shared memory than the device grants by
+/// default ask for it as [`Launch::shared_bytes`], which the launcher has to permit (`CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES`).
+///
+/// # Errors
+/// [`KernelError::Invalid`] for a program that breaks its family's rules or a name that is not an identifier,
+/// [`KernelError::Unsupported`] for one that this chip has no code for.
 pub fn generate(kernel: &Kernel, name: &str, arch: Arch) -> Result<Module, KernelError> {
-    let _ = (kernel, name, arch);
-    unimplemented!()
+    kernel.verify()?;
+    let first = |c: char| c.is_ascii_alphabetic() || c == '_';
+    if !name.starts_with(first) || !name.chars().all(|c| first(c) || c.is_ascii_digit()) {
+        return Err(KernelError::Invalid { family: kernel.family(), reason: format!("{name:?} is not an entry point's name") });
+    }
+    let ctx = Context::create();
+    let e = Emitter::new(&ctx, arch)?;
+    match kernel {
+        Kernel::Row(k) => row::generate(&e, k, name)?,
+        Kernel::Contract(k) => contract::generate(&e, k, name)?,
+        Kernel::ScaledContract(k) => scaled_contract::generate(&e, k, name)?,
+        Kernel::Quantize(k) => quantize::generate(&e, k, name)?,
+        _ => return Err(KernelError::Unsupported(format!("{} kernels have no PTX yet", kernel.family()))),
+    }
+    e.finish()
 }

@@ -4,14 +4,18 @@
 //! `constants.safetensors` / `weights.safetensors` for what is not referenced in place. Same input, same bytes.
 
 mod control;
+mod file;
+mod verify;
 
 pub use control::Control;
+pub use file::{Contents, PlanFile, StoredTensor};
+pub use verify::verify;
 
 use fp8c_kernels::DType;
 use fp8c_kernels::launch::Launch;
-use fp8c_kernels::program::Kernel;
+use fp8c_kernels::program::{Kernel, Mode};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 /// Version of the JSON below; a runtime refuses others.
 pub const SCHEMA: u32 = 1;
@@ -165,6 +169,8 @@ pub struct Parameter {
     pub perm: Option<Vec<usize>>,
     pub trainable: bool,
     pub tensor: TensorId,
+    /// Where its first use in `micro` reads it (it is accumulated into), the runtime zeroes it before a step's first micro-batch; it
+    /// then lives from position 0 until the end of `micro` at least.
     pub gradient: Option<TensorId>,
     /// Optimizer state, in slot order.
     pub state: Vec<TensorId>,
@@ -272,4 +278,38 @@ pub struct Certificate {
     pub lower_bound_seconds: f64,
     pub step_seconds: f64,
     pub gap: f64,
+}
+
+impl Plan {
+    /// A tensor by index. Plans that pass [`verify`] hold only indices that exist.
+    pub fn tensor(&self, id: TensorId) -> &Tensor {
+        &self.tensors[id.0 as usize]
+    }
+
+    /// The gradients that are accumulated into, and so must be zero before a step's first micro-batch: those of a parameter whose
+    /// first use in `micro` reads them. Indices out of range are passed over.
+    pub fn zeroed_gradients(&self) -> Vec<TensorId> {
+        let mut waiting: HashSet<TensorId> = self.parameters.iter().filter_map(|p| p.gradient).collect();
+        let mut zeroed = vec![];
+        for step in &self.schedule.micro {
+            let Some(entry) = self.kernels.get(step.kernel as usize) else { continue };
+            for (&id, arg) in step.args.iter().zip(entry.kernel.args()) {
+                if waiting.remove(&id) && arg.mode != Mode::Write {
+                    zeroed.push(id);
+                }
+            }
+        }
+        zeroed
+    }
+}
+
+impl Parameter {
+    /// The shape in the plan's orientation; `None` when `perm` is no permutation of the axes.
+    pub fn inside_shape(&self) -> Option<Vec<u64>> {
+        let Some(perm) = &self.perm else { return Some(self.shape.clone()) };
+        let mut sorted = perm.clone();
+        sorted.sort_unstable();
+        let is_permutation = sorted.into_iter().eq(0..self.shape.len());
+        is_permutation.then(|| perm.iter().map(|&k| self.shape[k]).collect())
+    }
 }

@@ -47,7 +47,7 @@ impl ExternalFiles {
             }
         }
         let location = location.ok_or("is external but names no file")?;
-        let (path, size) = self.file(location)?;
+        let (path, size) = self.whole(location)?;
         let bytes = length.unwrap_or_else(|| size.saturating_sub(offset).min(need));
         if bytes != need {
             return Err(format!("needs {need} bytes but has {bytes} in {location}"));
@@ -58,7 +58,11 @@ impl ExternalFiles {
         Ok(Range { path, offset, bytes })
     }
 
-    fn file(&mut self, location: &str) -> Result<(PathBuf, u64), String> {
+    /// A file inside the folder, and its length.
+    ///
+    /// # Errors
+    /// As [`ExternalFiles::range`].
+    pub fn whole(&mut self, location: &str) -> Result<(PathBuf, u64), String> {
         if let Some(known) = self.checked.get(location) {
             return Ok(known.clone());
         }

@@ -83,7 +83,7 @@ impl Rewriter<'_> {
         let undone = match form {
             Form::Same => None,
             Form::Transposed => Some(transposed(&i)?),
-            Form::Reshaped => Some((vec![i.shape.iter().product()], i.init.clone())),
+            Form::Reshaped => Some(flat(&i)?),
             Form::Repeated => repeated(&i)?,
             Form::PlusOne => Some(minus_one(&i)?),
         };
@@ -149,6 +149,11 @@ fn transposed(i: &Initializer) -> Result<Undone, String> {
         }
     }
     Ok(data(vec![i.shape[1], i.shape[0]], d.ty.dtype, bytes))
+}
+
+fn flat(i: &Initializer) -> Result<Undone, String> {
+    let d = elements(i)?;
+    Ok(data(vec![d.ty.elements()], d.ty.dtype, d.bytes.clone()))
 }
 
 /// The first of the equal slices along the first axis; none if they are not equal.

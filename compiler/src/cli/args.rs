@@ -1,0 +1,254 @@
+//! The command line, defined once.
+
+use super::size;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// Compiles models to training plans that fit a memory budget, and trains them.
+#[derive(Parser, Debug)]
+#[command(name = "fp8c", version, about, disable_help_subcommand = true, max_term_width = 110)]
+pub struct Cli {
+    /// Prints one JSON document on stdout.
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Prints no progress.
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Compiles a model (.onnx or .json) to a plan.
+    Compile(Box<Compile>),
+    /// Trains a plan; resumable.
+    Train(Box<Train>),
+    /// Runs a plan once on tensors from a file.
+    Run(Run),
+    /// Shows what is in a plan: memory, decisions, formats, predictions, kernels.
+    Inspect(Inspect),
+    /// Lists every operator or gradient of a model that is missing, all at once.
+    Check(Check),
+    /// Writes a JSON model.
+    New(New),
+    /// Lists the devices a plan can run on here.
+    Devices,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PrecisionArg {
+    Fp8,
+    Bf16,
+    F32,
+    Auto,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OptimizerArg {
+    Adamw,
+    Sgd,
+    Lion,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum StateArg {
+    F32,
+    Bf16,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum EmitArg {
+    Graph,
+    Recognised,
+    Joint,
+    Egraph,
+    Schedule,
+    Kernels,
+    Ptx,
+    Plan,
+}
+
+/// How a model is read.
+#[derive(Args, Debug, Clone)]
+pub struct ModelArgs {
+    /// The model: .onnx or .json.
+    pub model: PathBuf,
+    /// Binds a symbolic dimension: NAME=N.
+    #[arg(long, value_name = "NAME=N")]
+    pub dim: Vec<String>,
+    /// cross-entropy:LOGITS[,LABELS] | mse:OUTPUT,TARGET | output:NAME. Default: the scalar float output, else cross-entropy of the
+    /// one float output with a new input `labels`.
+    #[arg(long)]
+    pub loss: Option<String>,
+    /// Trains only the parameters that match; repeatable.
+    #[arg(long, value_name = "GLOB")]
+    pub train: Vec<String>,
+    /// Leaves the parameters that match as they are; repeatable.
+    #[arg(long, value_name = "GLOB")]
+    pub freeze: Vec<String>,
+    /// Keeps merged initializers that match as one parameter.
+    #[arg(long, value_name = "GLOB")]
+    pub tie: Vec<String>,
+    /// Gives each use of initializers that match a parameter of its own.
+    #[arg(long, value_name = "GLOB")]
+    pub untie: Vec<String>,
+    /// Forward only: no loss, no gradients.
+    #[arg(long)]
+    pub infer: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct Compile {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// The memory budget of the device: 24G, 24GiB, 24GB or bytes.
+    #[arg(long, value_name = "SIZE", value_parser = size::parse, required_unless_present_any = ["emit", "infer"])]
+    pub mem: Option<u64>,
+    /// Where the plan goes; default: the model's name with .plan.
+    #[arg(short, long, value_name = "PLAN")]
+    pub output: Option<PathBuf>,
+    /// Whose costs to plan for and which chips to emit PTX for: auto, or a list of cpu, sm_89, sm_90a.
+    #[arg(long, default_value = "auto", value_delimiter = ',')]
+    pub target: Vec<String>,
+    /// Number format; auto is fp8 with the default policy.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub precision: PrecisionArg,
+    /// JSON file: formats by layer glob and pass.
+    #[arg(long, value_name = "FILE")]
+    pub precision_policy: Option<PathBuf>,
+    #[arg(long, value_enum, default_value = "adamw")]
+    pub optimizer: OptimizerArg,
+    /// Format of the optimizer's state; default f32 under --precision f32, else bf16.
+    #[arg(long, value_enum)]
+    pub opt_state: Option<StateArg>,
+    /// Micro-batches whose gradients are summed before an update.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub grad_accumulation: u32,
+    /// Prints a stage instead of writing a plan.
+    #[arg(long, value_enum)]
+    pub emit: Option<EmitArg>,
+    /// CPU threads to plan scratch memory for; default: all.
+    #[arg(long)]
+    pub threads: Option<usize>,
+}
+
+#[derive(Args, Debug)]
+pub struct Train {
+    pub plan: PathBuf,
+    /// tokens.txt (bytes) | tokens.bin | NAME=FILE.npy, one for each input.
+    #[arg(long, required = true)]
+    pub data: Vec<String>,
+    #[arg(long)]
+    pub steps: u64,
+    /// Step i takes rows [i*B, (i+1)*B), wrapping around.
+    #[arg(long)]
+    pub no_shuffle: bool,
+    /// Parameters that match are not decayed; repeatable.
+    #[arg(long, value_name = "GLOB")]
+    pub no_decay: Vec<String>,
+    #[arg(long, default_value_t = 3e-4)]
+    pub lr: f64,
+    /// constant | cosine | linear | wsd
+    #[arg(long, default_value = "constant")]
+    pub schedule: String,
+    /// Steps of linear warm-up.
+    #[arg(long, default_value_t = 0)]
+    pub warmup: u64,
+    #[arg(long, default_value_t = 0.01)]
+    pub weight_decay: f64,
+    #[arg(long, value_delimiter = ',', num_args = 1..=2, default_values_t = [0.9, 0.999])]
+    pub betas: Vec<f64>,
+    #[arg(long, default_value_t = 1e-8)]
+    pub eps: f64,
+    /// Largest gradient norm; none by default.
+    #[arg(long)]
+    pub grad_clip: Option<f64>,
+    /// none | dynamic | a number. Default: none for f32 plans, dynamic for others.
+    #[arg(long)]
+    pub loss_scale: Option<String>,
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// One JSON object a step; default: the plan's name with .jsonl.
+    #[arg(long, value_name = "FILE.jsonl")]
+    pub log: Option<PathBuf>,
+    /// Folder for checkpoints.
+    #[arg(long, value_name = "DIR")]
+    pub checkpoint: Option<PathBuf>,
+    /// Steps between checkpoints; 0: only at the end.
+    #[arg(long, default_value_t = 0)]
+    pub every: u64,
+    /// Checkpoints to keep.
+    #[arg(long, default_value_t = 2)]
+    pub keep: usize,
+    /// Goes on from the newest checkpoint of the folder.
+    #[arg(long, requires = "checkpoint")]
+    pub resume: bool,
+    /// auto | cpu | cuda:N
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// CPU threads; default: what the plan was made for.
+    #[arg(long)]
+    pub threads: Option<usize>,
+}
+
+#[derive(Args, Debug)]
+pub struct Run {
+    pub plan: PathBuf,
+    /// Tensors by the model's input names (.safetensors).
+    #[arg(long)]
+    pub inputs: PathBuf,
+    #[arg(long)]
+    pub outputs: PathBuf,
+    /// Also writes every gradient, as grad.NAME.
+    #[arg(long)]
+    pub grads: bool,
+    /// Parameters from a checkpoint folder instead of the plan's.
+    #[arg(long, value_name = "DIR")]
+    pub checkpoint: Option<PathBuf>,
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    #[arg(long)]
+    pub threads: Option<usize>,
+}
+
+#[derive(Args, Debug)]
+pub struct Inspect {
+    pub plan: PathBuf,
+}
+
+#[derive(Args, Debug)]
+pub struct Check {
+    #[command(flatten)]
+    pub model: ModelArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct New {
+    /// llama | gpt2
+    pub family: String,
+    /// 125m | 7b | 42b
+    #[arg(long)]
+    pub preset: Option<String>,
+    #[arg(long)]
+    pub layers: Option<u64>,
+    #[arg(long)]
+    pub dim: Option<u64>,
+    #[arg(long)]
+    pub heads: Option<u64>,
+    #[arg(long)]
+    pub kv_heads: Option<u64>,
+    #[arg(long)]
+    pub ffn: Option<u64>,
+    #[arg(long)]
+    pub vocab: Option<u64>,
+    #[arg(long)]
+    pub seq: Option<u64>,
+    #[arg(long)]
+    pub batch: Option<u64>,
+    /// Where the model goes; default: stdout.
+    #[arg(short, long)]
+    pub output: Option<PathBuf>,
+}

@@ -1,0 +1,164 @@
+//! `fp8c compile` and `fp8c check`.
+
+use super::args::{Check, Compile, EmitArg, ModelArgs, OptimizerArg, PrecisionArg, StateArg};
+use super::failure::Failure;
+use super::size::show;
+use super::{Done, Output};
+use crate::compile::{CompileOptions, Compiled, compile as run_compile, stages};
+use crate::cost::DeviceProfile;
+use crate::decide::policy::Policy;
+use crate::differentiate::Optimizer;
+use crate::import::{ImportOptions, LossSpec, ParameterOptions};
+use crate::precision::Precision;
+use crate::{Error, emit, lower};
+use fp8c_kernels::DType;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Instant;
+
+/// Compiles a model, or prints one of its stages.
+pub fn compile(a: &Compile, output: Output) -> Done {
+    let options = options(a)?;
+    let started = Instant::now();
+    if let Some(stage) = a.emit {
+        return print_stage(a, stage, &options);
+    }
+    let mut compiled = run_compile(&a.model.model, &options)?;
+    let path = a.output.clone().unwrap_or_else(|| default_output(a));
+    emit::write(&mut compiled, &path)?;
+    for note in &compiled.notes {
+        output.say(format!("note: {note}"));
+    }
+    if output.json {
+        println!("{}", super::inspect::document(&compiled.plan));
+    } else if !output.quiet {
+        summary(&compiled, &path, started.elapsed().as_secs_f64());
+    }
+    Ok(())
+}
+
+fn default_output(a: &Compile) -> PathBuf {
+    let stem = a.model.model.file_stem().map_or_else(|| "model".into(), |s| s.to_os_string());
+    PathBuf::from(stem).with_extension("plan")
+}
+
+fn summary(c: &Compiled, path: &std::path::Path, seconds: f64) {
+    let (plan, r) = (&c.plan, &c.plan.report);
+    eprintln!("{} -> {} in {seconds:.1} s", plan.model, path.display());
+    eprintln!("  memory     {} planned, budget {}", show(plan.arena_bytes), budget(plan.budget_bytes));
+    if plan.loss.is_some() {
+        eprintln!("             {} in usual mixed precision with everything kept", show(r.baseline_peak_bytes));
+        let get = |k: &str| show(r.decisions.get(k).copied().unwrap_or(0));
+        eprintln!("  backward   keeps {} ({} of it in E4M3), recomputes {}", get("keep"), get("keep_e4m3"), get("recompute"));
+        let again = 100.0 * r.predicted.recompute_seconds / r.predicted.step_seconds.max(1e-12);
+        eprintln!("  predicted  {:.3} s a step on {}, {again:.1}% of it recomputation", r.predicted.step_seconds, plan.target);
+        eprintln!("             at least {:.3} s: gap {:.2}%", r.certificate.lower_bound_seconds, 100.0 * r.certificate.gap);
+        eprintln!("             least budget {} ({} bytes)", show(r.least_budget_bytes), r.least_budget_bytes);
+    }
+    let archs: Vec<&String> = plan.kernels.first().map(|k| k.launches.keys().collect()).unwrap_or_default();
+    let archs = if archs.is_empty() { "no PTX".to_string() } else { format!("PTX for {}", archs.iter().map(|s| s.as_str()).collect::<Vec<_>>().join(", ")) };
+    eprintln!("  kernels    {} distinct, {} launches a step, {archs}", plan.kernels.len(), plan.schedule.micro.len() + plan.schedule.update.len());
+}
+
+fn budget(bytes: u64) -> String {
+    if bytes == u64::MAX { "none".into() } else { show(bytes) }
+}
+
+fn print_stage(a: &Compile, stage: EmitArg, options: &CompileOptions) -> Done {
+    let path = &a.model.model;
+    let text = match stage {
+        EmitArg::Graph => stages(path, options)?.imported.graph.to_string(),
+        EmitArg::Recognised => stages(path, options)?.recognised.to_string(),
+        EmitArg::Joint => stages(path, options)?.joint.to_string(),
+        EmitArg::Kernels => {
+            let program = lower::lower(&stages(path, options)?.joint, lower::Options::default())?;
+            lower::print(&program)
+        }
+        EmitArg::Egraph => crate::text::egraph(&run_compile(path, options)?),
+        EmitArg::Schedule => crate::text::schedule(&run_compile(path, options)?.plan),
+        EmitArg::Ptx => run_compile(path, options)?.ptx.values().cloned().collect::<Vec<_>>().join("\n"),
+        EmitArg::Plan => super::inspect::plan_json(&run_compile(path, options)?.plan),
+    };
+    super::inspect::print(&text);
+    Ok(())
+}
+
+fn options(a: &Compile) -> Result<CompileOptions, Failure> {
+    let (target, archs) = targets(&a.target)?;
+    let precision = match a.precision {
+        PrecisionArg::F32 => Precision::F32,
+        PrecisionArg::Bf16 => Precision::Bf16,
+        PrecisionArg::Fp8 => Precision::Fp8,
+        PrecisionArg::Auto if a.model.infer => Precision::F32,
+        PrecisionArg::Auto => Precision::Fp8,
+    };
+    let state = match (a.opt_state, precision) {
+        (Some(StateArg::F32), _) | (None, Precision::F32) => DType::F32,
+        _ => DType::Bf16,
+    };
+    let optimizer = match a.optimizer {
+        OptimizerArg::Adamw => Optimizer::AdamW,
+        OptimizerArg::Sgd => Optimizer::Sgd,
+        OptimizerArg::Lion => Optimizer::Lion,
+    };
+    let policy = a.precision_policy.as_deref().map(Policy::read).transpose()?.unwrap_or_default();
+    let threads = a.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get())).clamp(1, 1024);
+    Ok(CompileOptions {
+        import: import_options(&a.model)?,
+        budget: a.mem,
+        target,
+        archs,
+        precision,
+        policy,
+        optimizer,
+        state,
+        accumulation: a.grad_accumulation,
+        threads,
+    })
+}
+
+/// The chip to plan for and those to emit PTX for.
+fn targets(given: &[String]) -> Result<(String, Vec<String>), Failure> {
+    let known = |t: &String| t == "auto" || DeviceProfile::of(t).is_some();
+    if let Some(odd) = given.iter().find(|t| !known(t)) {
+        return Err(Failure::usage(format!("'{odd}' is no target"), "write auto, cpu, sm_89, sm_90a, or a list such as cpu,sm_90a"));
+    }
+    if given.iter().any(|t| t == "auto") {
+        let visible = fp8c_runtime::device::devices().into_iter().find_map(|d| d.arch);
+        let planned = visible.clone().unwrap_or_else(|| "cpu".into());
+        let archs = visible.map_or_else(|| vec!["sm_89".into(), "sm_90a".into()], |a| vec![a]);
+        return Ok((planned, archs));
+    }
+    Ok((given[0].clone(), given.iter().filter(|t| *t != "cpu").cloned().collect()))
+}
+
+fn import_options(a: &ModelArgs) -> Result<ImportOptions, Failure> {
+    let mut dims = BTreeMap::new();
+    for d in &a.dim {
+        let bound = d.split_once('=').and_then(|(name, n)| Some((name.to_string(), n.parse::<u64>().ok().filter(|n| *n > 0)?)));
+        let (name, n) = bound.ok_or_else(|| Failure::usage(format!("'{d}' binds no dimension"), "write --dim batch=8"))?;
+        dims.insert(name, n);
+    }
+    let loss = a.loss.as_deref().map(str::parse::<LossSpec>).transpose().map_err(Error::Usage)?;
+    Ok(ImportOptions {
+        dims,
+        loss,
+        parameters: ParameterOptions { train: a.train.clone(), freeze: a.freeze.clone(), tie: a.tie.clone(), untie: a.untie.clone() },
+        infer: a.infer,
+    })
+}
+
+/// Lists what a model needs and fp8c lacks.
+pub fn check(a: &Check, output: Output) -> Done {
+    let gaps = crate::import::check(&a.model.model, &import_options(&a.model)?)?;
+    if output.json {
+        println!("{}", serde_json::json!({ "gaps": gaps }));
+    }
+    match gaps.is_empty() {
+        true => {
+            output.say(format!("{}: every operator compiles and has a gradient", a.model.model.display()));
+            Ok(())
+        }
+        false => Err(Error::Unsupported { gaps }.into()),
+    }
+}

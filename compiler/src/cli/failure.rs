@@ -1,0 +1,79 @@
+//! Errors as users see them: one sentence, a blank line, a hint.
+
+use super::size::show;
+use crate::Error;
+use std::fmt;
+
+/// An error with its hint and exit status.
+#[derive(Debug)]
+pub struct Failure {
+    pub message: String,
+    pub hint: Option<String>,
+    pub status: u8,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "error: {}", self.message)?;
+        match &self.hint {
+            Some(hint) => write!(f, "\n\nhint: {hint}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Failure {
+    /// The command line asks for what makes no sense.
+    pub fn usage(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Failure { message: message.into(), hint: Some(hint.into()), status: 2 }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(e: Error) -> Self {
+        let (message, hint, status) = match e {
+            Error::Infeasible { budget, least, event, live } => {
+                let alive: Vec<String> = live.iter().map(|(name, bytes)| format!("  {:>10}  {name}", show(*bytes))).collect();
+                let message = format!(
+                    "no plan fits {} ({budget} bytes); the smallest budget that can be met is {} ({least} bytes), bound by {event}, where these are alive:\n{}",
+                    show(budget),
+                    show(least),
+                    alive.join("\n")
+                );
+                let hint = format!("compile with --mem {least} or more, a smaller batch, --opt-state bf16, or --precision fp8");
+                return Failure { message, hint: Some(hint), status: 1 };
+            }
+            Error::Unsupported { gaps } => {
+                let n = gaps.len();
+                let message = format!("{n} of the model's operators cannot be compiled:\n  {}", gaps.join("\n  "));
+                return Failure { message, hint: Some("`fp8c check MODEL` lists every gap of a model at once".into()), status: 1 };
+            }
+            Error::Usage(m) => (m, Some("see `fp8c --help` and the user guide in docs/guide.md".to_string()), 2),
+            Error::Runtime(e) => return e.into(),
+            Error::Verify { pass, reason } => {
+                (format!("internal error after {pass}: {reason}"), Some("this is a fault of fp8c; please report it with the model".into()), 1)
+            }
+            Error::Model { path, reason } => {
+                (format!("{path}: {reason}"), Some("export the model again; `fp8c check MODEL` tells whether it can be compiled".into()), 1)
+            }
+            other => (other.to_string(), None, 1),
+        };
+        Failure { message, hint, status }
+    }
+}
+
+impl From<fp8c_runtime::Error> for Failure {
+    fn from(e: fp8c_runtime::Error) -> Self {
+        use fp8c_runtime::Error as E;
+        let (hint, status) = match &e {
+            E::Plan { .. } => (Some("compile the model again with this version of fp8c"), 1),
+            E::Data { .. } => (Some("`fp8c inspect PLAN` lists the inputs, their types and shapes"), 1),
+            E::Checkpoint { .. } => (Some("`--checkpoint DIR` must name a folder of checkpoints of the same model"), 1),
+            E::Device(_) => (Some("`fp8c devices` lists what is here; --device cpu always works"), 1),
+            E::Diverged(_) => (Some("lower --lr, raise --warmup, set --grad-clip 1, or use --loss-scale dynamic"), 1),
+            E::Usage(_) => (Some("see `fp8c train --help`"), 2),
+            _ => (None, 1),
+        };
+        Failure { message: e.to_string(), hint: hint.map(str::to_string), status }
+    }
+}

@@ -1,0 +1,64 @@
+//! The `fp8c` command: a thin shell over the two libraries.
+
+mod args;
+mod compile;
+mod failure;
+mod inspect;
+mod new;
+mod run;
+mod size;
+mod train;
+
+use args::{Cli, Command};
+use clap::Parser;
+use failure::Failure;
+use std::process::ExitCode;
+
+/// Parses the command line and runs it.
+///
+/// Exit status: 0 done, 1 the request cannot be met, 2 usage.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => {
+            // Help and version are answers, the rest is usage; clap prints both where they belong.
+            let _ = e.print();
+            return if e.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
+        }
+    };
+    let output = Output { json: cli.json, quiet: cli.quiet || cli.json };
+    let done = match &cli.command {
+        Command::Compile(a) => compile::compile(a, output),
+        Command::Train(a) => train::train(a, output),
+        Command::Run(a) => run::run(a, output),
+        Command::Inspect(a) => inspect::inspect(a, output),
+        Command::Check(a) => compile::check(a, output),
+        Command::New(a) => new::new(a),
+        Command::Devices => run::devices(output),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("{failure}");
+            ExitCode::from(failure.status)
+        }
+    }
+}
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug)]
+pub struct Output {
+    pub json: bool,
+    pub quiet: bool,
+}
+
+impl Output {
+    /// Prints a message to stderr unless quiet.
+    pub fn say(&self, message: impl std::fmt::Display) {
+        if !self.quiet {
+            eprintln!("{message}");
+        }
+    }
+}
+
+type Done = Result<(), Failure>;

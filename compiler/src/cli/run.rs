@@ -1,0 +1,55 @@
+//! `fp8c run` and `fp8c devices`.
+
+use super::args::Run;
+use super::size::show;
+use super::{Done, Output};
+use fp8c_runtime::device::{DeviceChoice, devices as list};
+use fp8c_runtime::plan::PlanFile;
+use fp8c_runtime::session::{Session, SessionOptions};
+use fp8c_runtime::tensors::{TensorFile, write_tensors};
+use fp8c_runtime::checkpoint;
+
+/// One pass over tensors from a file.
+pub fn run(a: &Run, output: Output) -> Done {
+    let file = PlanFile::open(&a.plan)?;
+    let device: DeviceChoice = a.device.parse()?;
+    let inputs = TensorFile::open(&a.inputs)?.read_all();
+    let mut session = Session::new(&file, SessionOptions { device, threads: a.threads, seed: a.seed })?;
+    if let Some(folder) = &a.checkpoint {
+        checkpoint::load_parameters(&mut session, folder)?;
+    }
+    let mut result = session.run(&inputs, a.grads)?;
+    for name in &result.ignored {
+        output.say(format!("note: the plan has no input {name}; it was not used"));
+    }
+    let gradients = result.gradients.into_iter().map(|mut g| {
+        g.name = format!("grad.{}", g.name);
+        g
+    });
+    result.outputs.extend(gradients);
+    write_tensors(&a.outputs, &result.outputs)?;
+    output.say(format!("{} tensors -> {}", result.outputs.len(), a.outputs.display()));
+    Ok(())
+}
+
+/// The devices that a plan can run on here.
+pub fn devices(output: Output) -> Done {
+    let all = list();
+    if output.json {
+        let entry = |d: &fp8c_runtime::device::DeviceInfo| {
+            serde_json::json!({
+                "id": d.id, "name": d.name, "memory_bytes": d.memory_bytes, "free_bytes": d.free_bytes, "arch": d.arch, "threads": d.threads
+            })
+        };
+        println!("{}", serde_json::json!({ "devices": all.iter().map(entry).collect::<Vec<_>>() }));
+        return Ok(());
+    }
+    for d in &all {
+        let arch = d.arch.as_deref().unwrap_or("-");
+        println!("{:<8} {:<32} {:>10}  {arch}", d.id, d.name, show(d.memory_bytes));
+    }
+    if !all.iter().any(|d| d.arch.is_some()) {
+        output.say("note: no NVIDIA driver is here; plans run on the CPU");
+    }
+    Ok(())
+}

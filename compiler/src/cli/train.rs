@@ -1,0 +1,126 @@
+//! `fp8c train`.
+
+use super::args::Train;
+use super::failure::Failure;
+use super::size::show;
+use super::{Done, Output};
+use fp8c_runtime::data::{Loader, Order};
+use fp8c_runtime::device::DeviceChoice;
+use fp8c_runtime::hyper::{Hyper, LossScaling};
+use fp8c_runtime::plan::PlanFile;
+use fp8c_runtime::schedule::{LrSchedule, Shape};
+use fp8c_runtime::session::{Session, SessionOptions};
+use fp8c_runtime::trainer::{CheckpointOptions, Summary, TrainOptions, train as run_train};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Trains a plan.
+pub fn train(a: &Train, output: Output) -> Done {
+    let file = PlanFile::open(&a.plan)?;
+    let plan = file.plan();
+    let device: DeviceChoice = a.device.parse()?;
+    let options = options(a, plan.precision.as_str())?;
+    let order = if a.no_shuffle { Order::Sequential } else { Order::Shuffled { seed: a.seed } };
+    let loader = Loader::open(plan, &a.data, order)?;
+    loader.notes().iter().for_each(|note| output.say(format!("note: {note}")));
+    let mut session = Session::new(&file, SessionOptions { device, threads: a.threads, seed: a.seed })?;
+    let stop = stop_flag()?;
+    let bar = bar(a.steps, output);
+    let summary = run_train(&mut session, &loader, &options, &stop, &mut |m| {
+        bar.set_position(m.step);
+        bar.set_message(format!("loss {:.4}  {:.0} tokens/s  {}", m.loss, m.tokens_per_second, show(m.arena_peak_bytes)));
+    });
+    bar.finish_and_clear();
+    report(&summary?, plan, &session.device(), &options, output);
+    Ok(())
+}
+
+fn options(a: &Train, precision: &str) -> Result<TrainOptions, Failure> {
+    let loss_scaling = match &a.loss_scale {
+        Some(text) => text.parse::<LossScaling>()?,
+        None => LossScaling::default_for(precision),
+    };
+    let beta = |i: usize| a.betas.get(i).copied().unwrap_or([0.9, 0.999][i]);
+    let hyper = Hyper {
+        learning_rate: a.lr,
+        betas: [beta(0), beta(1)],
+        eps: a.eps,
+        weight_decay: a.weight_decay,
+        clip: a.grad_clip,
+        loss_scaling,
+    };
+    hyper.validate()?;
+    let shape: Shape = a.schedule.parse()?;
+    let checkpoint = a.checkpoint.clone().map(|folder| CheckpointOptions {
+        folder,
+        every: (a.every > 0).then_some(a.every),
+        keep: (a.keep > 0).then_some(a.keep),
+        resume: a.resume,
+    });
+    let log = a.log.clone().unwrap_or_else(|| default_log(a));
+    Ok(TrainOptions {
+        hyper,
+        schedule: LrSchedule { shape, peak: a.lr, warmup: a.warmup, steps: a.steps },
+        no_decay: a.no_decay.clone(),
+        log: Some(log),
+        checkpoint,
+    })
+}
+
+fn default_log(a: &Train) -> PathBuf {
+    PathBuf::from(a.plan.file_stem().unwrap_or(a.plan.as_os_str())).with_extension("jsonl")
+}
+
+/// Set by the first SIGINT or SIGTERM: the step under way is finished and saved. A second signal ends the process at once.
+fn stop_flag() -> Result<Arc<AtomicBool>, Failure> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = stop.clone();
+    let handler = move || {
+        if flag.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+    };
+    ctrlc::set_handler(handler).map_err(|e| Failure { message: format!("cannot listen for signals: {e}"), hint: None, status: 1 })?;
+    Ok(stop)
+}
+
+fn bar(steps: u64, output: Output) -> ProgressBar {
+    let target = if output.quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+    let bar = ProgressBar::with_draw_target(Some(steps), target);
+    let template = "{bar:32} {pos}/{len}  {msg}  {eta} left";
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style.progress_chars("=> "));
+    }
+    bar
+}
+
+fn report(s: &Summary, plan: &fp8c_runtime::plan::Plan, device: &str, options: &TrainOptions, output: Output) {
+    if output.json {
+        println!(
+            "{}",
+            serde_json::json!({
+                "step": s.step, "first_loss": s.first_loss, "last_loss": s.last_loss, "skipped": s.skipped, "seconds": s.seconds,
+                "planned_peak_bytes": plan.arena_bytes, "arena_peak_bytes": s.arena_peak_bytes, "peak_rss_bytes": s.peak_rss_bytes,
+                "stopped": s.stopped, "resumed_from": s.resumed_from, "log": options.log, "checkpoint": s.checkpoint,
+            })
+        );
+        return;
+    }
+    let loss = |l: Option<f64>| l.map_or("-".into(), |l| format!("{l:.4}"));
+    let word = if s.stopped { "stopped" } else { "done" };
+    output.say(format!("{word} at step {} on {device} in {:.1} s", s.step, s.seconds));
+    output.say(format!("  loss        {} -> {}", loss(s.first_loss), loss(s.last_loss)));
+    if s.skipped > 0 {
+        output.say(format!("  skipped     {} steps (gradient not finite)", s.skipped));
+    }
+    let rss = s.peak_rss_bytes.map_or(String::new(), |b| format!("; the whole process {}", show(b)));
+    output.say(format!("  memory      {} planned, {} used{rss}", show(plan.arena_bytes), show(s.arena_peak_bytes)));
+    if let Some(log) = &options.log {
+        output.say(format!("  log         {}", log.display()));
+    }
+    if let Some(checkpoint) = &s.checkpoint {
+        output.say(format!("  checkpoint  {}", checkpoint.display()));
+    }
+}

@@ -1,0 +1,131 @@
+//! A model to a plan: the passes, in order.
+
+use crate::cost::DeviceProfile;
+use crate::decide::ladder::{Ladder, ladder};
+use crate::decide::policy::Policy;
+use crate::decide::{formats, ladder};
+use crate::differentiate::{Optimizer, TrainOptions, differentiate, untrained};
+use crate::graph::Graph;
+use crate::import::{ImportOptions, Imported, import};
+use crate::plan::assemble::{Header, assemble};
+use crate::plan::schedule::Facts;
+use crate::precision::{Precision, storage};
+use crate::recognise::recognise;
+use crate::units::Program;
+use crate::{Error, check, codegen, lower, report};
+use fp8c_kernels::DType;
+use fp8c_kernels::program::ScratchFor;
+use fp8c_runtime::plan::{Fingerprint, Plan, Purpose};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// What a model is compiled for.
+#[derive(Clone, Debug)]
+pub struct CompileOptions {
+    pub import: ImportOptions,
+    /// Bytes of the device; `None` for inference without a limit.
+    pub budget: Option<u64>,
+    /// Whose costs to plan for: `cpu`, `sm_89`, `sm_90a`.
+    pub target: String,
+    /// Chips to emit PTX for.
+    pub archs: Vec<String>,
+    pub precision: Precision,
+    pub policy: Policy,
+    pub optimizer: Optimizer,
+    pub state: DType,
+    pub accumulation: u32,
+    /// CPU threads that scratch memory is planned for.
+    pub threads: usize,
+}
+
+/// Every stage of a compilation; later ones are absent when a stop was asked for.
+pub struct Compiled {
+    pub notes: Vec<String>,
+    pub plan: Plan,
+    pub ptx: BTreeMap<(String, String), String>,
+    pub joint: Graph,
+    pub program: Program,
+    pub ladder: Ladder,
+}
+
+/// The graphs before and after differentiation, with what import had to say.
+pub struct Stages {
+    pub imported: Imported,
+    pub recognised: Graph,
+    pub joint: Graph,
+}
+
+/// Imports, recognises and (for training) differentiates a model, and gives its products their formats.
+///
+/// # Errors
+/// Those of the passes; [`Error::Verify`] when a pass left a graph that is not one.
+pub fn stages(model: &Path, options: &CompileOptions) -> Result<Stages, Error> {
+    let imported = import(model, &options.import)?;
+    verified("import", &imported.graph)?;
+    let recognised = recognise(imported.graph.clone())?;
+    verified("recognise", &recognised)?;
+    let stored = storage(recognised.clone(), options.precision)?;
+    verified("storage", &stored)?;
+    let joint = match options.import.infer {
+        true => stored,
+        false => {
+            let train = TrainOptions { optimizer: options.optimizer, state_dtype: options.state, accumulation: options.accumulation };
+            differentiate(stored, &train)?
+        }
+    };
+    verified("differentiate", &joint)?;
+    let joint = match options.precision {
+        Precision::Fp8 => formats::formats(joint, &options.policy, options.target != "cpu")?,
+        _ => joint,
+    };
+    verified("formats", &joint)?;
+    Ok(Stages { imported, recognised, joint })
+}
+
+/// Compiles a model to a proved plan.
+///
+/// # Errors
+/// Those of the passes; [`Error::Infeasible`] when no plan fits the budget; [`Error::Verify`] when the replay disagrees with the planner.
+pub fn compile(model: &Path, options: &CompileOptions) -> Result<Compiled, Error> {
+    let Stages { imported, joint, .. } = stages(model, options)?;
+    let program = lower::lower(&joint, lower::Options::default())?;
+    let facts = Facts::new(&program, ScratchFor::Cpu { threads: options.threads });
+    let profile = DeviceProfile::of(&options.target).ok_or_else(|| Error::Usage(format!("'{}' is no target", options.target)))?;
+    let seconds = profile.all(&program);
+    let ladder = ladder::ladder(&program, &facts, &seconds);
+    let budget = options.budget.unwrap_or(u64::MAX);
+    let rung = ladder.choose(&program, budget)?;
+    let header = header(model, options, &imported, budget.min(u64::MAX));
+    let mut plan = assemble(&joint, &program, &rung.schedule, &rung.packing, &seconds, header);
+    let units: Vec<u32> = rung.schedule.events.iter().map(|e| e.unit).collect();
+    let replayed = check::replay(&program, &plan, &units)?;
+    if replayed.peak != plan.arena_bytes {
+        return Err(Error::Verify { pass: "plan", reason: format!("replayed peak {} is not {}", replayed.peak, plan.arena_bytes) });
+    }
+    let mut notes = imported.notes;
+    notes.extend(untrained(&joint).into_iter().map(|name| format!("{name} gets no gradient and is left as it is")));
+    plan.report = report::report(&joint, &program, &facts, &ladder, rung, &seconds, budget, &notes);
+    let ptx = codegen::ptx(&mut plan, &options.archs)?;
+    Ok(Compiled { notes, plan, ptx, joint, program, ladder })
+}
+
+fn verified(pass: &'static str, graph: &Graph) -> Result<(), Error> {
+    graph.verify().map_err(|e| Error::Verify { pass, reason: e.to_string() })
+}
+
+fn header(model: &Path, options: &CompileOptions, imported: &Imported, budget_bytes: u64) -> Header {
+    Header {
+        model: model.file_stem().map_or_else(|| "model".into(), |s| s.to_string_lossy().into_owned()),
+        fingerprint: Fingerprint {
+            model: imported.sha256.clone(),
+            compiler: concat!("fp8c ", env!("CARGO_PKG_VERSION")).into(),
+            target: options.target.clone(),
+        },
+        purpose: if options.import.infer { Purpose::Infer } else { Purpose::Train },
+        target: options.target.clone(),
+        precision: options.precision.name().into(),
+        budget_bytes,
+        accumulation: options.accumulation,
+        optimizer: (!options.import.infer).then(|| options.optimizer.name().to_string()),
+    }
+}

@@ -1,0 +1,92 @@
+//! Which products may run in which format.
+
+use crate::Error;
+use globset::{Glob, GlobMatcher};
+use serde::Deserialize;
+use std::path::Path;
+
+/// One of the three products of a linear layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Pass {
+    /// Y = X W
+    Fprop,
+    /// dX = dY W^T
+    Dgrad,
+    /// dW = X^T dY
+    Wgrad,
+}
+
+impl Pass {
+    pub fn name(self) -> &'static str {
+        match self {
+            Pass::Fprop => "fprop",
+            Pass::Dgrad => "dgrad",
+            Pass::Wgrad => "wgrad",
+        }
+    }
+}
+
+/// What a linear layer is for, as far as the default policy cares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LayerKind {
+    /// Gives the logits, or shares its weight with an embedding.
+    Head,
+    /// Reads an attention's output.
+    AttentionOutput,
+    Other,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    E4m3,
+    Bf16,
+    F32,
+}
+
+/// One line of a policy file.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Line {
+    /// Glob over module paths.
+    layer: String,
+    /// All three where absent.
+    pass: Option<Pass>,
+    format: Format,
+}
+
+/// The default policy, and the user's lines over it; the last line that matches wins.
+#[derive(Clone, Debug, Default)]
+pub struct Policy {
+    lines: Vec<(GlobMatcher, Option<Pass>, Format)>,
+}
+
+impl Policy {
+    /// Reads a policy file: a JSON list of `{"layer": GLOB, "pass": "fprop|dgrad|wgrad", "format": "e4m3|bf16|f32"}`.
+    ///
+    /// # Errors
+    /// [`Error::Io`] without the file, [`Error::Usage`] for what is no policy.
+    pub fn read(path: &Path) -> Result<Self, Error> {
+        let text = std::fs::read_to_string(path).map_err(|source| Error::Io { path: path.into(), source })?;
+        let usage = |reason: String| Error::Usage(format!("{}: {reason}", path.display()));
+        let lines: Vec<Line> = serde_json::from_str(&text).map_err(|e| usage(format!("is no precision policy: {e}")))?;
+        let compiled = lines.into_iter().map(|line| match (Glob::new(&line.layer), line.format) {
+            (_, Format::F32) => Err(usage("asks for f32 in an fp8 plan; use bf16, or compile with --precision f32".into())),
+            (Ok(glob), format) => Ok((glob.compile_matcher(), line.pass, format)),
+            (Err(e), _) => Err(usage(format!("has a glob that is none: {e}"))),
+        });
+        Ok(Policy { lines: compiled.collect::<Result<_, _>>()? })
+    }
+
+    /// The format of a product: `layer` is the module path.
+    pub fn format(&self, layer: &str, kind: LayerKind, pass: Pass) -> Format {
+        let user = self.lines.iter().rev().find(|(glob, p, _)| p.is_none_or(|p| p == pass) && glob.is_match(layer));
+        match (user, kind, pass) {
+            (Some((_, _, format)), _, _) => *format,
+            (None, LayerKind::Head, _) => Format::Bf16,
+            (None, LayerKind::AttentionOutput, Pass::Dgrad | Pass::Wgrad) => Format::Bf16,
+            _ => Format::E4m3,
+        }
+    }
+}

@@ -1,0 +1,20 @@
+//! Gathers, scatters and prefix sums.
+
+use super::backward::{Backward, Primal};
+use super::*;
+
+pub(super) fn rule(b: &mut Backward, p: &Primal, dy: ValueId) -> Result<(), Error> {
+    let x = p.inputs[0];
+    let dx = match &p.op {
+        Op::Take => {
+            let extent = b.shape(x)[1];
+            let dtype = b.dtype(x);
+            let dy = b.unwidened(dy);
+            b.emit(Op::PutAdd { extent, dtype }, &[dy, p.inputs[1]])?
+        }
+        Op::PutAdd { .. } => b.emit(Op::Take, &[dy, p.inputs[1]])?,
+        Op::CumSum { axis, exclusive, reverse } => b.emit(Op::CumSum { axis: *axis, exclusive: *exclusive, reverse: !reverse }, &[dy])?,
+        _ => return Err(b.unsupported("a derivative by an index")),
+    };
+    b.contribute(x, dx)
+}

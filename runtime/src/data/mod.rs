@@ -1,0 +1,196 @@
+//! Training data: token files and numpy arrays, in an order that depends on the seed and the position alone.
+//!
+//! The position is the number of samples consumed so far, so a training resumes anywhere without reading what came before.
+
+mod npy;
+mod tokens;
+
+use crate::Error;
+use crate::plan::{Plan, Port};
+use crate::session::Batch;
+use fp8c_kernels::DType;
+use npy::NpyArray;
+use std::path::Path;
+use tokens::{Tokens, Windows};
+
+use crate::random::Shuffle;
+
+/// In which order samples are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Step i takes samples `[i * B, (i + 1) * B)`, wrapping around.
+    Sequential,
+    /// Arrays: a new permutation for each epoch. Tokens: windows that start anywhere.
+    Shuffled { seed: u64 },
+}
+
+/// Fills the batches of a plan.
+pub struct Loader {
+    ports: Vec<Port>,
+    source: Source,
+    order: Order,
+    /// Samples of a step, all micro-batches together.
+    rows: u64,
+    tokens_per_step: u64,
+    notes: Vec<String>,
+}
+
+enum Source {
+    /// For each port the array and its samples per step.
+    Arrays {
+        arrays: Vec<(NpyArray, u64)>,
+        samples: u64,
+    },
+    Tokens(Windows),
+}
+
+impl Loader {
+    /// Opens `--data` specifications: one token file (`.txt`, `.bin`), or `NAME=FILE.npy` for each input of the plan.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for specifications that do not fit the plan's inputs, [`Error::Data`] for files that do not, [`Error::Io`].
+    pub fn open(plan: &Plan, specs: &[String], order: Order) -> Result<Self, Error> {
+        let names = || plan.inputs.iter().map(|p| p.name.as_str()).collect::<Vec<_>>().join(", ");
+        let mut arrays: Vec<(usize, &str)> = vec![];
+        let mut files: Vec<&str> = vec![];
+        for spec in specs {
+            match spec.split_once('=') {
+                Some((name, file)) => match plan.inputs.iter().position(|p| p.name == name) {
+                    Some(i) if arrays.iter().any(|(j, _)| i == *j) => {
+                        return Err(Error::Usage(format!("data of input {name} is given twice")));
+                    }
+                    Some(i) => arrays.push((i, file)),
+                    None if Path::new(spec).exists() => files.push(spec),
+                    None => return Err(Error::Usage(format!("the plan has no input {name}; its inputs are: {}", names()))),
+                },
+                None => files.push(spec),
+            }
+        }
+        let mut loader = match (&files[..], &arrays[..]) {
+            ([], []) => return Err(Error::Usage(format!("there is no data; the plan's inputs are: {}", names()))),
+            ([file], []) => Self::tokens(plan, Path::new(file), order)?,
+            ([], _) => Self::arrays(plan, &arrays, order)?,
+            ([_, second, ..], _) => return Err(Error::Usage(format!("{second} is a second token file; one is read"))),
+            ([file], _) => return Err(Error::Usage(format!("token file {file} and arrays cannot be mixed"))),
+        };
+        loader.ports = plan.inputs.clone();
+        Ok(loader)
+    }
+
+    fn tokens(plan: &Plan, path: &Path, order: Order) -> Result<Self, Error> {
+        let windows = Windows::new(plan, Tokens::open(path)?)?;
+        let rows = windows.rows() * u64::from(plan.accumulation);
+        let tokens_per_step = rows * windows.length();
+        let notes = windows.notes().to_vec();
+        Ok(Loader { ports: vec![], source: Source::Tokens(windows), order, rows, tokens_per_step, notes })
+    }
+
+    fn arrays(plan: &Plan, specs: &[(usize, &str)], order: Order) -> Result<Self, Error> {
+        let accumulation = u64::from(plan.accumulation);
+        let mut arrays: Vec<(NpyArray, u64)> = Vec::with_capacity(plan.inputs.len());
+        for (i, port) in plan.inputs.iter().enumerate() {
+            let file = specs.iter().find(|(j, _)| i == *j).map(|(_, file)| Path::new(file));
+            let file = file.ok_or_else(|| Error::Usage(format!("there is no data for input {}", port.name)))?;
+            let array = NpyArray::open(file, port)?;
+            arrays.push((array, port.shape.first().copied().unwrap_or(1) * accumulation));
+        }
+        let (samples, rows) = arrays.first().map_or((0, 0), |(a, rows)| (a.samples(), *rows));
+        if let Some((a, _)) = arrays.iter().find(|(a, _)| a.samples() != samples) {
+            return Err(Error::data(a.name(), format!("{} samples where the first input has {samples}", a.samples())));
+        }
+        if samples == 0 || rows == 0 {
+            return Err(Error::Usage("the data holds no samples".into()));
+        }
+        if let (Order::Shuffled { .. }, Some(i)) = (order, arrays.iter().position(|(_, n)| *n != rows)) {
+            let name = &plan.inputs[i].name;
+            return Err(Error::Usage(format!(
+                "input {name} has another batch size than the first, so samples cannot be shuffled together"
+            )));
+        }
+        let token_port = plan.inputs.iter().find(|p| p.name == "input_ids");
+        let token_port = token_port.or_else(|| plan.inputs.iter().find(|p| !p.dtype.is_float() && p.shape.len() >= 2));
+        let tokens_per_step = token_port.map_or(rows, |p| p.shape.iter().product::<u64>() * accumulation);
+        Ok(Loader { ports: vec![], source: Source::Arrays { arrays, samples }, order, rows, tokens_per_step, notes: vec![] })
+    }
+
+    /// Samples of one step, its micro-batches together.
+    pub fn samples_per_step(&self) -> u64 {
+        self.rows
+    }
+
+    /// Tokens of one step: elements of `input_ids` or the first integer input of two axes or more, else samples.
+    pub fn tokens_per_step(&self) -> u64 {
+        self.tokens_per_step
+    }
+
+    /// What was assumed about inputs that the data says nothing of.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// Fills the batch of the step that begins after `position` samples.
+    ///
+    /// # Errors
+    /// [`Error::Data`] naming the input, the sample and the element, for a value outside the range that the plan states.
+    pub fn fill(&self, position: u64, batch: &mut Batch) -> Result<(), Error> {
+        for (i, port) in self.ports.iter().enumerate() {
+            match &self.source {
+                Source::Arrays { arrays, samples } => {
+                    let (array, rows) = &arrays[i];
+                    // Inputs of another batch size move in step with the first.
+                    let start = position / self.rows * rows + if *rows == self.rows { position % self.rows } else { 0 };
+                    let sources: Vec<u64> = (0..*rows).map(|r| self.sample(start + r, *samples)).collect();
+                    array.gather(&sources, port, batch.input_mut(i))?;
+                    self.check(port, batch.input(i), |row| sources[row as usize])?;
+                }
+                Source::Tokens(windows) => {
+                    let starts: Vec<u64> = (0..self.rows).map(|r| windows.start(self.order, position + r)).collect();
+                    windows.write(i, port, &starts, batch.input_mut(i));
+                    self.check(port, batch.input(i), |row| starts[row as usize])?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn sample(&self, position: u64, samples: u64) -> u64 {
+        let (epoch, at) = (position / samples, position % samples);
+        match self.order {
+            Order::Sequential => at,
+            Order::Shuffled { seed } => Shuffle::new(seed, epoch, samples).at(at),
+        }
+    }
+
+    fn check(&self, port: &Port, bytes: &[u8], source: impl Fn(u64) -> u64) -> Result<(), Error> {
+        check_range(port, bytes).map_err(|(element, value)| {
+            let per_sample = port.shape.iter().skip(1).product::<u64>().max(1);
+            let (row, inside) = (element / per_sample, element % per_sample);
+            let place = match &self.source {
+                Source::Arrays { .. } => format!("sample {}, element {inside}", source(row)),
+                Source::Tokens(_) => format!("token {}", source(row.min(self.rows - 1)) + inside),
+            };
+            Error::data(&port.name, format!("{place} is {value}, which is not in 0..{}", port.bound.unwrap_or(i64::MAX)))
+        })
+    }
+}
+
+/// Checks that an integer input's values are in the range that the plan states.
+///
+/// # Errors
+/// Position and value of the first that is not.
+pub(crate) fn check_range(port: &Port, bytes: &[u8]) -> Result<(), (u64, i64)> {
+    let Some(bound) = port.bound else { return Ok(()) };
+    let outside = |v: i64| !(0..bound).contains(&v) && port.ignore != Some(v);
+    let found = match port.dtype {
+        DType::I64 => {
+            let values = bytes.chunks_exact(8).map(|b| i64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]));
+            values.enumerate().find(|(_, v)| outside(*v))
+        }
+        DType::I32 => {
+            let values = bytes.chunks_exact(4).map(|b| i64::from(i32::from_le_bytes([b[0], b[1], b[2], b[3]])));
+            values.enumerate().find(|(_, v)| outside(*v))
+        }
+        DType::F32 | DType::Bf16 | DType::E4m3 | DType::Bool => None,
+    };
+    found.map_or(Ok(()), |(i, v)| Err((i as u64, v)))
+}

@@ -1,0 +1,119 @@
+//! Numpy files: samples along the first axis, mapped, converted as they are read.
+
+use crate::Error;
+use crate::convert::{convert, file_dtype, file_dtype_size};
+use crate::plan::Port;
+use memmap2::Mmap;
+use npyz::{DType as NpyType, Endianness, NpyHeader, Order, TypeChar};
+use safetensors::Dtype;
+use std::fs::File;
+use std::path::Path;
+
+/// Longest header that numpy itself reads.
+const MAX_HEADER: usize = 10_000;
+/// Deepest nesting of brackets in a header.
+const MAX_NESTING: usize = 16;
+
+/// A mapped array of samples.
+pub(super) struct NpyArray {
+    name: String,
+    map: Mmap,
+    start: usize,
+    dtype: Dtype,
+    samples: u64,
+    sample_bytes: usize,
+}
+
+impl NpyArray {
+    /// Maps a file and compares it with the input it is for: `[N, ..]` for an input `[B, ..]`.
+    pub fn open(path: &Path, port: &Port) -> Result<Self, Error> {
+        let name = path.display().to_string();
+        let fault = |reason: String| Error::data(&name, reason);
+        let file = File::open(path).map_err(|e| Error::io(path, e))?;
+        // SAFETY: read-only; a file truncated while mapped ends the process with SIGBUS, as for every mapped reader.
+        let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
+        let (header, start) = header(&map).map_err(fault)?;
+        let dtype = element(&header.dtype()).map_err(fault)?;
+        if header.order() == Order::Fortran && header.shape().len() > 1 {
+            return Err(fault("the array is in Fortran order; save it with numpy.ascontiguousarray".into()));
+        }
+        let Some((&samples, shape)) = header.shape().split_first() else {
+            return Err(fault("the array has no axis of samples".into()));
+        };
+        let sample = port.shape.get(1..).unwrap_or(&[]);
+        if shape != sample {
+            return Err(fault(format!("samples of shape {shape:?} where input {} has {sample:?}", port.name)));
+        }
+        let sample_bytes = shape.iter().try_fold(file_dtype_size(dtype), |n, &d| n.checked_mul(d));
+        let total = sample_bytes.and_then(|n| n.checked_mul(samples)).filter(|&n| n <= (map.len() - start) as u64);
+        let (Some(sample_bytes), Some(_)) = (sample_bytes, total) else {
+            return Err(fault("the file is shorter than its header says".into()));
+        };
+        let mut probe = vec![0; port.dtype.size() as usize];
+        let zero = vec![0; file_dtype_size(dtype) as usize];
+        convert(&zero, dtype, &mut probe, port.dtype).map_err(fault)?;
+        Ok(NpyArray { name, map, start, dtype, samples, sample_bytes: sample_bytes as usize })
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub fn samples(&self) -> u64 {
+        self.samples
+    }
+
+    /// Copies samples, one after the other, in the input's dtype.
+    pub fn gather(&self, samples: &[u64], port: &Port, out: &mut [u8]) -> Result<(), Error> {
+        let step = self.sample_bytes / file_dtype_size(self.dtype) as usize * port.dtype.size() as usize;
+        if step == 0 {
+            return Ok(());
+        }
+        for (&s, out) in samples.iter().zip(out.chunks_exact_mut(step)) {
+            let from = self.start + s as usize * self.sample_bytes;
+            convert(&self.map[from..from + self.sample_bytes], self.dtype, out, port.dtype)
+                .map_err(|reason| Error::data(&self.name, format!("sample {s}: {reason}")))?;
+        }
+        Ok(())
+    }
+}
+
+/// The header and where the data begins.
+fn header(map: &[u8]) -> Result<(NpyHeader, usize), String> {
+    let fault = |e: &dyn std::fmt::Display| format!("not a numpy file ({e})");
+    // What the parser is given is bounded first: it recurses on brackets.
+    let length = match map.get(..12) {
+        Some([0x93, b'N', b'U', b'M', b'P', b'Y', 1, _, low, high, ..]) => usize::from(u16::from_le_bytes([*low, *high])) + 10,
+        Some([0x93, b'N', b'U', b'M', b'P', b'Y', _, _, a, b, c, d]) => (u32::from_le_bytes([*a, *b, *c, *d]) as usize).saturating_add(12),
+        _ => return Err(fault(&"the magic number is missing")),
+    };
+    let text = map.get(..length).filter(|_| length <= MAX_HEADER).ok_or_else(|| fault(&"the header is cut off or too long"))?;
+    if text.iter().filter(|b| matches!(b, b'(' | b'[' | b'{')).count() > MAX_NESTING {
+        return Err(fault(&"the header is too deep"));
+    }
+    let mut rest = text;
+    let header = NpyHeader::from_reader(&mut rest).map_err(|e| fault(&e))?;
+    Ok((header, length))
+}
+
+fn element(dtype: &NpyType) -> Result<Dtype, String> {
+    let NpyType::Plain(t) = dtype else { return Err("the elements are records".into()) };
+    if t.endianness() == Endianness::Big && t.size_field() > 1 {
+        return Err("the elements are big-endian".into());
+    }
+    Ok(match (t.type_char(), t.size_field()) {
+        (TypeChar::Float, 2) => Dtype::F16,
+        (TypeChar::Float, 4) => Dtype::F32,
+        (TypeChar::Float, 8) => Dtype::F64,
+        (TypeChar::Int, 1) => Dtype::I8,
+        (TypeChar::Int, 2) => Dtype::I16,
+        (TypeChar::Int, 4) => Dtype::I32,
+        (TypeChar::Int, 8) => Dtype::I64,
+        (TypeChar::Uint, 1) => Dtype::U8,
+        (TypeChar::Uint, 2) => Dtype::U16,
+        (TypeChar::Uint, 4) => Dtype::U32,
+        (TypeChar::Uint, 8) => Dtype::U64,
+        (TypeChar::Bool, _) => file_dtype(fp8c_kernels::DType::Bool),
+        _ => return Err(format!("elements of type {} are not read", dtype.descr())),
+    })
+}

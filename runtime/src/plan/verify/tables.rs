@@ -1,0 +1,182 @@
+//! Everything about a plan that can be seen without running it.
+
+use super::ensure;
+use crate::plan::{ALIGN, Control, Init, Plan, Port, Purpose, Role, SCHEMA, Step, Tensor, TensorId, Tier};
+use fp8c_kernels::DType;
+use fp8c_kernels::program::{Arg, Mode, ScratchFor};
+use std::collections::HashSet;
+
+pub(super) fn header(plan: &Plan) -> Result<(), String> {
+    ensure(plan.schema == SCHEMA, || format!("the plan has schema {}, this runtime reads {SCHEMA}", plan.schema))?;
+    ensure(plan.accumulation >= 1, || "the plan runs no micro-batch".into())?;
+    ensure(plan.arena_bytes <= plan.budget_bytes, || {
+        format!("the arena of {} bytes exceeds the budget of {} bytes", plan.arena_bytes, plan.budget_bytes)
+    })?;
+    ensure(plan.tensors.len() < u32::MAX as usize, || "the plan has too many tensors".into())?;
+    let steps = plan.schedule.micro.len() + plan.schedule.update.len();
+    ensure(steps < u32::MAX as usize, || "the plan has too many steps".into())?;
+    let training = plan.purpose == Purpose::Train;
+    ensure(plan.loss.is_some() == training && plan.control.is_some() == training, || {
+        "a training plan has a loss and a control block, any other has neither".into()
+    })?;
+    ensure(training || plan.schedule.update.is_empty(), || "a forward-only plan has an update".into())?;
+    ensure(training || plan.accumulation == 1, || "a forward-only plan accumulates".into())
+}
+
+pub(super) fn tensors(plan: &Plan) -> Result<(), String> {
+    let steps = (plan.schedule.micro.len() + plan.schedule.update.len()) as u32;
+    let end = steps.max(1) - 1;
+    let mut constants = HashSet::new();
+    let mut peak = 0u64;
+    for t in &plan.tensors {
+        ensure(t.tier == Tier::Device, || format!("tensor {} lies on a tier that this runtime does not have", t.name))?;
+        ensure(t.offset % ALIGN == 0, || format!("tensor {} is not aligned", t.name))?;
+        let size = t.shape.iter().try_fold(t.dtype.size(), |n, &d| n.checked_mul(d));
+        ensure(size == Some(t.bytes), || format!("tensor {} has {} bytes, its shape needs another number", t.name, t.bytes))?;
+        let top = t.offset.checked_add(t.bytes.max(1)).and_then(|b| b.checked_next_multiple_of(ALIGN));
+        let top = top.filter(|&b| b <= plan.arena_bytes).ok_or_else(|| format!("tensor {} ends outside the arena", t.name))?;
+        peak = peak.max(top);
+        ensure(t.first <= t.last && t.last <= end, || format!("tensor {} lives from step {} to {} of {steps}", t.name, t.first, t.last))?;
+        let persistent = matches!(t.role, Role::Parameter | Role::State | Role::Constant | Role::Control);
+        ensure(!persistent || whole(t, end), || format!("tensor {} does not live as long as the schedule", t.name))?;
+        ensure(t.role != Role::Constant || constants.insert(&t.name), || format!("two constants are named {}", t.name))?;
+    }
+    ensure(peak == plan.arena_bytes, || format!("the arena has {} bytes, its tensors need {peak}", plan.arena_bytes))
+}
+
+fn whole(t: &Tensor, end: u32) -> bool {
+    t.first == 0 && t.last == end
+}
+
+/// The tensor of an index that may be out of range.
+pub(super) fn tensor(plan: &Plan, id: TensorId) -> Result<&Tensor, String> {
+    plan.tensors.get(id.0 as usize).ok_or_else(|| format!("tensor {} does not exist", id.0))
+}
+
+fn elements(shape: &[u64]) -> Option<u64> {
+    shape.iter().try_fold(1u64, |n, &d| n.checked_mul(d))
+}
+
+pub(super) fn ports(plan: &Plan) -> Result<(), String> {
+    let fits = |p: &Port, kind: &str| {
+        let t = tensor(plan, p.tensor)?;
+        let fits = t.dtype == p.dtype && elements(&t.shape) == elements(&p.shape);
+        ensure(fits, || format!("{kind} {} differs from its tensor in dtype or shape", p.name))?;
+        Ok::<_, String>(t)
+    };
+    let (mut names, mut places) = (HashSet::new(), HashSet::new());
+    for p in &plan.inputs {
+        let t = fits(p, "input")?;
+        ensure(t.role == Role::Input && t.first == 0, || format!("input {} has no place at the start of the schedule", p.name))?;
+        ensure(names.insert(&p.name), || format!("two inputs are named {}", p.name))?;
+        ensure(places.insert(p.tensor), || format!("input {} shares its tensor with another", p.name))?;
+    }
+    names.clear();
+    for p in &plan.outputs {
+        let t = fits(p, "output")?;
+        ensure(outlives_micro(plan, t), || format!("output {} does not last until the end of a micro-batch", p.name))?;
+        ensure(names.insert(&p.name), || format!("two outputs are named {}", p.name))?;
+    }
+    if let Some(loss) = plan.loss {
+        let t = tensor(plan, loss)?;
+        ensure(t.dtype == DType::F32 && t.bytes == 4, || "the loss is not an f32 scalar".into())?;
+        ensure(outlives_micro(plan, t), || "the loss does not last until the end of a micro-batch".into())?;
+    }
+    if let Some(control) = plan.control {
+        let t = tensor(plan, control)?;
+        let fits = t.role == Role::Control && t.dtype == DType::F32 && t.bytes == 4 * Control::LEN as u64;
+        ensure(fits, || format!("the control block is not {} f32 values", Control::LEN))?;
+    }
+    Ok(())
+}
+
+fn outlives_micro(plan: &Plan, t: &Tensor) -> bool {
+    t.last as usize + 1 >= plan.schedule.micro.len()
+}
+
+pub(super) fn parameters(plan: &Plan) -> Result<(), String> {
+    let mut owned = HashSet::new();
+    let mut names = HashSet::new();
+    for p in &plan.parameters {
+        let fault = |what: &str| format!("parameter {} {what}", p.name);
+        ensure(names.insert(&p.name), || fault("is listed twice"))?;
+        let t = tensor(plan, p.tensor)?;
+        ensure(t.role == Role::Parameter, || fault("has a tensor of another role"))?;
+        let elements = p.inside_shape().and_then(|shape| elements(&shape));
+        ensure(elements.is_some() && elements == self::elements(&t.shape), || fault("differs from its tensor in shape"))?;
+        if let Some(g) = p.gradient {
+            let g = tensor(plan, g)?;
+            ensure(g.dtype.is_float() && self::elements(&g.shape) == elements, || fault("differs from its gradient in shape"))?;
+            ensure(outlives_micro(plan, g), || fault("has a gradient that does not last until the update"))?;
+        }
+        for &s in &p.state {
+            ensure(tensor(plan, s)?.role == Role::State, || fault("has a state of another role"))?;
+        }
+        if let Some(d) = p.decay {
+            let d = tensor(plan, d)?;
+            let end = (plan.schedule.micro.len() + plan.schedule.update.len()).max(1) as u32 - 1;
+            let fits = d.dtype == DType::F32 && d.bytes == 4 && whole(d, end);
+            ensure(fits, || fault("has a decay multiplier that is not a lasting f32 scalar"))?;
+        }
+        for id in [p.tensor].into_iter().chain(p.state.iter().copied()).chain(p.decay) {
+            ensure(owned.insert(id), || fault("shares a tensor with another"))?;
+        }
+        ensure(recipe_holds(&p.init), || fault("has an initial value that is not finite"))?;
+    }
+    Ok(())
+}
+
+fn recipe_holds(init: &Init) -> bool {
+    match init {
+        Init::Normal { std, .. } => std.is_finite(),
+        Init::Uniform { low, high, .. } => low.is_finite() && high.is_finite() && (high - low).is_finite(),
+        Init::Stored { .. } | Init::File { .. } | Init::Zeros | Init::Ones => true,
+    }
+}
+
+pub(super) fn steps(plan: &Plan) -> Result<(), String> {
+    let mut names = HashSet::new();
+    let mut kernels = Vec::with_capacity(plan.kernels.len());
+    for entry in &plan.kernels {
+        ensure(names.insert(&entry.name), || format!("two kernels are named {}", entry.name))?;
+        entry.kernel.verify().map_err(|e| format!("kernel {}: {e}", entry.name))?;
+        kernels.push((entry.kernel.args(), entry.kernel.scratch_bytes(ScratchFor::Cpu { threads: 1 })));
+    }
+    for (position, step) in plan.schedule.micro.iter().chain(&plan.schedule.update).enumerate() {
+        let kernel =
+            kernels.get(step.kernel as usize).ok_or_else(|| format!("step {position} runs kernel {}, which does not exist", step.kernel));
+        let (args, scratch) = kernel?;
+        bindings(plan, position, step, args).map_err(|reason| format!("step {position} ({}): {reason}", step.site))?;
+        scratch_memory(plan, position, step, *scratch).map_err(|reason| format!("step {position} ({}): {reason}", step.site))?;
+    }
+    Ok(())
+}
+
+fn alive(t: &Tensor, position: usize) -> Result<(), String> {
+    let inside = (t.first as usize..=t.last as usize).contains(&position);
+    ensure(inside, || format!("tensor {} is used outside its lifetime", t.name))
+}
+
+fn bindings(plan: &Plan, position: usize, step: &Step, args: &[Arg]) -> Result<(), String> {
+    ensure(step.args.len() == args.len(), || format!("{} tensors are bound to {} arguments", step.args.len(), args.len()))?;
+    for (n, (&id, arg)) in step.args.iter().zip(args).enumerate() {
+        let t = tensor(plan, id)?;
+        ensure(t.dtype == arg.dtype, || format!("argument {n} is {}, tensor {} is {}", arg.dtype, t.name, t.dtype))?;
+        ensure(t.bytes >= arg.bytes(), || format!("argument {n} has {} bytes, tensor {} has {}", arg.bytes(), t.name, t.bytes))?;
+        alive(t, position)?;
+        let alias = step.args[..n].iter().zip(args).any(|(&other, a)| other == id && (a.mode != Mode::Read || arg.mode != Mode::Read));
+        ensure(!alias, || format!("tensor {} is written and bound twice", t.name))?;
+    }
+    Ok(())
+}
+
+fn scratch_memory(plan: &Plan, position: usize, step: &Step, need: u64) -> Result<(), String> {
+    let Some(id) = step.scratch else {
+        return ensure(need == 0, || format!("the kernel needs {need} bytes of scratch memory and has none"));
+    };
+    let t = tensor(plan, id)?;
+    ensure(t.role == Role::Scratch, || format!("tensor {} is no scratch memory", t.name))?;
+    ensure(t.bytes >= need, || format!("the kernel needs {need} bytes of scratch memory and has {}", t.bytes))?;
+    ensure(!step.args.contains(&id), || format!("tensor {} is scratch memory and an argument", t.name))?;
+    alive(t, position)
+}

@@ -1,0 +1,184 @@
+//! A plan on a device, ready to train or to run.
+
+mod batch;
+mod init;
+mod parameters;
+mod run;
+mod scale;
+
+use crate::Error;
+use crate::device::{Device, DeviceChoice};
+use crate::hyper::Hyper;
+use crate::plan::{Control, Plan, PlanFile, Purpose, TensorId};
+use std::sync::Arc;
+
+pub use batch::Batch;
+pub use run::RunOutput;
+pub use scale::Scaler;
+
+/// Skipped steps in a row that end a training.
+pub const SKIPS_THAT_DIVERGE: u32 = 50;
+
+/// What a session is opened with.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SessionOptions {
+    pub device: DeviceChoice,
+    /// Threads of a CPU device; `None` for all of the machine's.
+    pub threads: Option<usize>,
+    /// Seed of parameters that are made at load.
+    pub seed: u64,
+}
+
+/// What one step did.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepResult {
+    /// Mean over the micro-batches, before the update.
+    pub loss: f64,
+    /// Of the unscaled gradient, before clipping; not finite when the step was skipped for that.
+    pub grad_norm: f64,
+    pub loss_scale: f32,
+    /// The loss or the gradient was not finite: parameters and optimizer state are untouched, bit for bit.
+    pub skipped: bool,
+    /// Steps skipped in a row, this one included. [`SKIPS_THAT_DIVERGE`] should end the training.
+    pub skipped_in_row: u32,
+}
+
+/// A training or inference session. Allocates device memory when it is made, and none afterwards.
+pub struct Session {
+    plan: Arc<Plan>,
+    device: Device,
+    seed: u64,
+    zeroed: Vec<TensorId>,
+    updates: u64,
+    scaler: Scaler,
+}
+
+impl Session {
+    /// Opens the device, reserves the arena and gives every parameter its first value.
+    ///
+    /// # Errors
+    /// [`Error::Device`] without the device or the memory, [`Error::Data`] or [`Error::Io`] for weight files that are missing or have
+    /// changed, [`Error::Plan`] for damaged weights in the plan.
+    pub fn new(file: &PlanFile, options: SessionOptions) -> Result<Self, Error> {
+        let mut device = Device::open(options.device, file, options.threads)?;
+        init::initialise(&mut device, file, options.seed)?;
+        let plan = file.shared_plan();
+        let zeroed = plan.zeroed_gradients();
+        Ok(Session { plan, device, seed: options.seed, zeroed, updates: 0, scaler: Scaler::default() })
+    }
+
+    /// The plan.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    pub(crate) fn shared_plan(&self) -> Arc<Plan> {
+        self.plan.clone()
+    }
+
+    /// The device's name, as `--device` takes it.
+    pub fn device(&self) -> String {
+        self.device.id()
+    }
+
+    /// Threads that the CPU device uses.
+    pub fn threads(&self) -> usize {
+        self.device.threads()
+    }
+
+    /// Seed of the parameters' first values.
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// Updates made so far, skipped steps not counted.
+    pub fn updates(&self) -> u64 {
+        self.updates
+    }
+
+    /// One past the highest byte of the arena that was touched so far, in units of the arena's alignment.
+    pub fn arena_peak_bytes(&self) -> u64 {
+        self.device.peak_bytes()
+    }
+
+    /// Excludes parameters from weight decay: those for which `decays` is false. At first all decay.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn set_decay(&mut self, decays: impl Fn(&str) -> bool) -> Result<(), Error> {
+        init::set_decay(&mut self.device, &self.plan, decays)
+    }
+
+    /// Runs the micro-batches of a step and the update.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for a plan that does not train or hyper-parameters out of range, [`Error::Data`] for an index out of range
+    /// (then the step has changed no parameter), [`Error::Device`].
+    pub fn step(&mut self, batch: &Batch, hyper: &Hyper) -> Result<StepResult, Error> {
+        let (Some(control), Some(loss)) = (self.plan.control, self.plan.loss) else {
+            return Err(Error::Usage("this plan was compiled for inference and cannot train".into()));
+        };
+        hyper.validate()?;
+        let scale = self.scaler.current(hyper.loss_scaling);
+        self.write_control(control, hyper, scale)?;
+        self.zero_gradients()?;
+        let mut sum = 0f64;
+        for micro in 0..self.plan.accumulation as usize {
+            for (index, port) in self.plan.inputs.iter().enumerate() {
+                self.device.write(self.plan.tensor(port.tensor).offset, batch.micro(index, micro))?;
+            }
+            self.device.run(0..self.plan.schedule.micro.len())?;
+            sum += f64::from(self.scalar(loss, 0)?);
+        }
+        let loss = sum / f64::from(self.plan.accumulation);
+        // A loss that is not finite has no gradient worth applying, whatever the gradients hold.
+        let mut grad_norm = f64::NAN;
+        let mut finite = loss.is_finite();
+        if finite {
+            let micro = self.plan.schedule.micro.len();
+            self.device.run(micro..micro + self.plan.schedule.update.len())?;
+            grad_norm = f64::from(self.scalar(control, Control::GRAD_NORM)?);
+            finite = self.scalar(control, Control::FINITE)? == 1.0;
+        }
+        self.updates += u64::from(finite);
+        self.scaler.observe(hyper.loss_scaling, !finite);
+        Ok(StepResult { loss, grad_norm, loss_scale: scale, skipped: !finite, skipped_in_row: self.scaler.skipped_in_row })
+    }
+
+    fn scalar(&self, id: TensorId, index: usize) -> Result<f32, Error> {
+        let mut bytes = [0; 4];
+        self.device.read(self.plan.tensor(id).offset + 4 * index as u64, &mut bytes)?;
+        Ok(f32::from_le_bytes(bytes))
+    }
+
+    fn write_control(&mut self, control: TensorId, hyper: &Hyper, scale: f32) -> Result<(), Error> {
+        let mut block = [0f32; Control::LEN];
+        let [beta1, beta2] = hyper.betas;
+        let t = i32::try_from(self.updates + 1).unwrap_or(i32::MAX);
+        block[Control::LEARNING_RATE] = hyper.learning_rate as f32;
+        block[Control::BETA1] = beta1 as f32;
+        block[Control::BETA2] = beta2 as f32;
+        block[Control::EPS] = hyper.eps as f32;
+        block[Control::WEIGHT_DECAY] = hyper.weight_decay as f32;
+        block[Control::CORRECTION1] = (1.0 - beta1.powi(t)) as f32;
+        block[Control::CORRECTION2] = (1.0 - beta2.powi(t)).sqrt() as f32;
+        block[Control::LOSS_SCALE] = scale;
+        block[Control::CLIP] = hyper.clip.map_or(f32::INFINITY, |c| c as f32);
+        // A plan without a gradient norm never skips.
+        block[Control::FINITE] = 1.0;
+        block[Control::GRAD_MULTIPLIER] = 1.0 / (scale * self.plan.accumulation as f32);
+        self.device.write(self.plan.tensor(control).offset, bytemuck::cast_slice(&block))
+    }
+
+    fn zero_gradients(&mut self) -> Result<(), Error> {
+        for &id in &self.zeroed {
+            let t = self.plan.tensor(id);
+            self.device.zero(t.offset, t.bytes)?;
+        }
+        Ok(())
+    }
+
+    fn trains(&self) -> bool {
+        self.plan.purpose == Purpose::Train
+    }
+}
