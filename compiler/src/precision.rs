@@ -76,11 +76,8 @@ fn loss_head(graph: &Graph) -> Vec<bool> {
     let mut head = vec![false; graph.nodes.len()];
     for n in (0..graph.nodes.len()).rev() {
         let node = &graph.nodes[n];
-        let light = match node.op {
-            Op::Map(..) | Op::Reduce { .. } | Op::Softmax { .. } | Op::Take => true,
-            Op::Reshape(_) | Op::Transpose(_) | Op::Slice { .. } | Op::Broadcast(_) | Op::Concat { .. } | Op::Pad { .. } => true,
-            _ => false,
-        };
+        let light =
+            matches!(node.op, Op::Map(..) | Op::Reduce { .. } | Op::Softmax { .. } | Op::Take | Op::Concat { .. }) || is_view(&node.op);
         let leads = |v: &ValueId| {
             let used = &users[v.index()];
             let read_out = graph.outputs.iter().any(|o| o.value == *v && graph.loss != Some(*v));

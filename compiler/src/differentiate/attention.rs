@@ -9,8 +9,8 @@ pub(super) fn attention(b: &mut Backward, p: &Primal, a: &AttentionOp, dy: Value
     inputs.extend([p.results[0], p.results[1], dy]);
     if p.inputs[..3].iter().any(|&v| b.needs(v)) {
         let grads = b.emit_all(Op::AttentionGrad(a.clone()), &inputs)?;
-        for i in 0..3 {
-            b.contribute(p.inputs[i], grads[i])?;
+        for (&to, gradient) in p.inputs.iter().zip(grads) {
+            b.contribute(to, gradient)?;
         }
     }
     match p.inputs.get(3) {

@@ -15,6 +15,8 @@ mod legal;
 mod places;
 mod row_builder;
 mod scene;
+#[cfg(test)]
+mod tests;
 mod text;
 mod tidy;
 

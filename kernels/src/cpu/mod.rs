@@ -51,8 +51,10 @@ pub fn scratch_bytes(kernel: &Kernel, threads: usize) -> u64 {
 /// Every buffer is valid for its length, aligned to 64 bytes, and overlaps no other, and `kernel` has passed [`Kernel::verify`].
 ///
 /// # Errors
-/// [`KernelError::Binding`] when a buffer is too short, [`KernelError::IndexOutOfRange`] for data.
+/// [`KernelError::Binding`] when a buffer is missing or too short (scratch counts as the one after the last argument),
+/// [`KernelError::IndexOutOfRange`] for data.
 pub unsafe fn launch(kernel: &Kernel, args: &[Buffer], scratch: Buffer) -> Result<(), KernelError> {
+    bind(kernel, args, scratch)?;
     // SAFETY: the caller's promise.
     unsafe {
         match kernel {
@@ -68,4 +70,21 @@ pub unsafe fn launch(kernel: &Kernel, args: &[Buffer], scratch: Buffer) -> Resul
             Kernel::Scan(k) => scan::run(k, args, scratch),
         }
     }
+}
+
+/// Checks the lengths of buffers.
+fn bind(kernel: &Kernel, args: &[Buffer], scratch: Buffer) -> Result<(), KernelError> {
+    let wanted = kernel.args();
+    for (arg, want) in wanted.iter().enumerate() {
+        let have = args.get(arg).map_or(0, |b| b.bytes);
+        if (have as u64) < want.bytes() || arg >= args.len() {
+            return Err(KernelError::Binding { arg, have, need: want.bytes() });
+        }
+    }
+    // Row programs are compiled to know their scratch, and check it when they are.
+    let need = if matches!(kernel, Kernel::Row(_)) { 0 } else { scratch_bytes(kernel, rayon::current_num_threads()) };
+    if (scratch.bytes as u64) < need {
+        return Err(KernelError::Binding { arg: wanted.len(), have: scratch.bytes, need });
+    }
+    Ok(())
 }

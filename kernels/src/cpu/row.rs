@@ -73,6 +73,8 @@ struct Split {
     work: u64,
 }
 
+/// Fewer sets of rows than this are cut into pieces.
+const FEW_SETS: usize = 32;
 /// Points of tiles in one task.
 const TASK_POINTS: usize = 1 << 15;
 
@@ -81,8 +83,8 @@ impl Split {
         let layout = &compiled.layout;
         let sets = layout.tiles(Part::Outer) * layout.tiles(Part::Lane);
         let tiles = layout.tiles(Part::Column);
-        let cut = threads > 1 && tiles > 1 && sets < 4 * threads;
-        let pieces = if cut { tiles.min((4 * threads).div_ceil(sets.max(1))) } else { 1 };
+        // Not a matter of the number of threads: folds of pieces are rounded when they are joined.
+        let pieces = if sets < FEW_SETS { tiles.clamp(1, 2 * FEW_SETS / sets.max(1)) } else { 1 };
         let set_points = layout.tile(Part::Outer) * layout.tile(Part::Lane) * layout.extent(Part::Column);
         let grain = (TASK_POINTS / set_points.max(1)).min(sets / (4 * threads.max(1))).max(1);
         let steps = compiled.schedule.steps().count() as u64;

@@ -7,11 +7,16 @@
 //! The text is a function of kernel, name and chip alone: the same call gives the same bytes.
 
 mod build;
+mod contract;
+mod contract_f32;
+mod epilogue;
 mod math;
 mod module;
 mod ops;
 mod quantize;
 mod row;
+mod scaled_contract;
+mod tiles;
 mod value;
 
 use crate::KernelError;
@@ -52,6 +57,8 @@ pub fn generate(kernel: &Kernel, name: &str, arch: Arch) -> Result<Module, Kerne
     let e = Emitter::new(&ctx, arch)?;
     match kernel {
         Kernel::Row(k) => row::generate(&e, k, name)?,
+        Kernel::Contract(k) => contract::generate(&e, k, name)?,
+        Kernel::ScaledContract(k) => scaled_contract::generate(&e, k, name)?,
         Kernel::Quantize(k) => quantize::generate(&e, k, name)?,
         _ => return Err(KernelError::Unsupported(format!("{} kernels have no PTX yet", kernel.family()))),
     }

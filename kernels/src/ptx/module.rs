@@ -53,6 +53,7 @@ impl Arch {
 pub struct Emitter<'c> {
     pub ctx: &'c Context,
     pub module: Module<'c>,
+    pub arch: Arch,
     machine: TargetMachine,
     launches: RefCell<Vec<Launch>>,
 }
@@ -78,7 +79,7 @@ impl<'c> Emitter<'c> {
         let module = ctx.create_module("fp8c");
         module.set_triple(&machine.get_triple());
         module.set_data_layout(&machine.get_target_data().get_data_layout());
-        Ok(Emitter { ctx, module, machine, launches: RefCell::new(Vec::new()) })
+        Ok(Emitter { ctx, module, arch, machine, launches: RefCell::new(Vec::new()) })
     }
 
     /// Adds an entry point whose parameters are `args` and records how it is launched.
@@ -109,7 +110,10 @@ impl<'c> Emitter<'c> {
             }
         }
         function.add_attribute(AttributeLoc::Function, attribute("nounwind", 0));
-        function.add_attribute(AttributeLoc::Function, self.ctx.create_string_attribute("nvvm.maxntid", &threads.to_string()));
+        // One block a processor is enough: registers matter more than a second one.
+        for (key, value) in [("nvvm.maxntid", threads), ("nvvm.minctasm", 1)] {
+            function.add_attribute(AttributeLoc::Function, self.ctx.create_string_attribute(key, &value.to_string()));
+        }
     }
 
     /// Verifies, optimises and prints the module.

@@ -2,6 +2,7 @@
 #![cfg(feature = "ptx")]
 
 mod assembler;
+mod contract;
 mod programs;
 mod quantize;
 mod row;

@@ -33,7 +33,7 @@ struct Rows {
 fn rows(call: &mut Call) -> Result<Rows, String> {
     let (scores, labels) = (call.float_input(0)?, call.input(1)?);
     let (scored, shape) = (call.shape(scores), call.shape(labels));
-    let fits = scored.len() >= 2 && scored[0] == shape.first().copied().unwrap_or(0) && scored[2..] == shape[1..];
+    let fits = scored.len() >= 2 && !shape.is_empty() && scored[0] == shape[0] && scored[2..] == shape[1..];
     if !fits || !matches!(call.dtype(labels), DType::I64 | DType::I32) {
         return Err(format!("needs scores [n, c, ..] and integer labels [n, ..], has {scored:?} and {shape:?}"));
     }

@@ -21,7 +21,7 @@ fn pad(call: &mut Call) -> Outcome {
         None => (0..rank).collect(),
     };
     let n = along.len();
-    if pads.len() != 2 * n || pads.iter().any(|p| p.abs() > MAX_POSITIONS) {
+    if pads.len() != 2 * n || pads.iter().any(|p| p.unsigned_abs() > MAX_POSITIONS as u64) {
         return Err(format!("needs two pads for each of {n} axes, has {pads:?}"));
     }
     let (mut low, mut high) = (vec![0; rank], vec![0; rank]);

@@ -183,11 +183,11 @@ fn split(call: &mut Call) -> Outcome {
     let parts = call.node.outputs.len() as u64;
     let sizes = match call.ints_or_input("split", 1)? {
         Some(list) => extents(&list)?,
-        None => {
-            let parts = u64::try_from(call.int("num_outputs", parts as i64)?).ok().filter(|&p| p > 0).ok_or("needs outputs")?;
+        None if parts > 0 && call.int("num_outputs", parts as i64)? == parts as i64 => {
             let each = shape[along].div_ceil(parts);
             (0..parts).map(|i| each.min(shape[along].saturating_sub(each.saturating_mul(i)))).collect()
         }
+        None => return Err(format!("needs as many outputs as num_outputs says, has {parts}")),
     };
     if sizes.iter().fold(0u64, |n, &s| n.saturating_add(s)) != shape[along] || sizes.len() as u64 != parts {
         return Err(format!("cannot split {} into {parts} parts of {sizes:?}", shape[along]));

@@ -4,6 +4,8 @@ mod attention;
 mod contract;
 mod index;
 mod quantize;
+mod row;
+mod row_tests;
 mod scaled_contract;
 mod window;
 

@@ -1,0 +1,1 @@
+//! Programs of small graphs, printed.
