@@ -320,7 +320,10 @@ fn binary_int(op: Binary, x: i64, y: i64) -> Scalar {
         Div | Mod | Fmod if y == 0 => 0,
         Div => x.wrapping_div(y),
         Fmod => x.wrapping_rem(y),
-        Mod => x.wrapping_sub(y.wrapping_mul((i128::from(x)).div_euclid(i128::from(y)) as i64)) + if x.wrapping_rem(y) != 0 && y < 0 { y } else { 0 },
+        Mod => {
+            x.wrapping_sub(y.wrapping_mul((i128::from(x)).div_euclid(i128::from(y)) as i64))
+                + if x.wrapping_rem(y) != 0 && y < 0 { y } else { 0 }
+        }
         Pow if y >= 0 => (0..y).fold(1, |p: i64, _| p.wrapping_mul(x)),
         Pow => (x as f64).powi(y.max(-100) as i32) as i64,
         _ => unreachable!("handled above"),

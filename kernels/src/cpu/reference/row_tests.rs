@@ -148,7 +148,8 @@ fn an_optimizer_updates_in_place() {
         let mut b = Builder::new(&[n], 0);
         let g = b.load(DType::F32, n, &[1]);
         let control = b.arg(DType::F32, 8, Mode::Read);
-        let scalar = |b: &mut Builder, offset| b.push(Stmt::Load { arg: control, access: Access { offset, ..access(&[0]) }, indexed: None });
+        let scalar =
+            |b: &mut Builder, offset| b.push(Stmt::Load { arg: control, access: Access { offset, ..access(&[0]) }, indexed: None });
         let (rate, keep) = (scalar(&mut b, 3), scalar(&mut b, 5));
         let state: Vec<u32> = [DType::F32, DType::Bf16, DType::Bf16].map(|d| b.arg(d, n, Mode::Update)).to_vec();
         let old: Vec<Var> = state.iter().map(|&arg| b.push(Stmt::Load { arg, access: access(&[1]), indexed: None })).collect();
@@ -437,7 +438,8 @@ impl Generator {
                 let arg = self.argument(dtype, elements, Mode::Update, None);
                 let old = self.b.push(Stmt::Load { arg, access: map.clone(), indexed: None });
                 let x = self.b.push(Stmt::Cast { x, to: dtype });
-                let x = if Kind::from(dtype) == Kind::Bool { self.b.binary(Binary::Xor, old, x) } else { self.b.binary(Binary::Max, old, x) };
+                let x =
+                    if Kind::from(dtype) == Kind::Bool { self.b.binary(Binary::Xor, old, x) } else { self.b.binary(Binary::Max, old, x) };
                 self.b.push(Stmt::Store { arg, access: map, x });
                 // The old value is still there for what comes after.
                 self.kinds.push((old, dtype.into()));
