@@ -39,6 +39,13 @@ pub fn assemble(graph: &Graph, program: &Program, schedule: &Schedule, packing: 
     let (kernels, kernel_of) = distinct_kernels(program);
     let steps: Vec<Step> = schedule.events.iter().map(|e| a.step(e, &kernel_of, unit_seconds)).collect();
     let cut = schedule.update_start as usize;
+    // A gradient is its parameter's shape, whatever shape the last kernel gave its bytes.
+    for (p, b) in &program.gradients {
+        let id = a.final_tensor(*b);
+        if let Some(t) = a.tensors.get_mut(id.0 as usize) {
+            t.shape = graph.parameters[*p].ty.shape.clone();
+        }
+    }
     let output = |name: &String, b: BufferId| plan::Port {
         name: name.clone(),
         dtype: program.buffers[b.0 as usize].ty.dtype,
@@ -47,13 +54,6 @@ pub fn assemble(graph: &Graph, program: &Program, schedule: &Schedule, packing: 
         bound: None,
         ignore: None,
     };
-    // A gradient is its parameter's shape, whatever shape the last kernel gave its bytes.
-    for (p, b) in &program.gradients {
-        let id = a.final_tensor(*b);
-        if let Some(t) = a.tensors.get_mut(id.0 as usize) {
-            t.shape = graph.parameters[*p].ty.shape.clone();
-        }
-    }
     let control = program.buffers.iter().position(|b| b.role == Role::Control).map(|b| a.final_tensor(BufferId(b as u32)));
     Plan {
         schema: plan::SCHEMA,

@@ -63,7 +63,10 @@ pub(super) fn sum_squares(w: &mut Writer, gradient: ValueId, sum: ValueId) -> Re
     let flat = w.reshape(gradient, &[p, n / p.max(1)])?;
     let squares = w.map(DType::F32, &[flat], |f, v| f.mul(v[0], v[0]))?;
     let parts = along_rows(w, Fold::Sum, squares, 1)?;
-    w.one(Op::AccumulateGradient, &[sum, parts])
+    let row = w.reshape(parts, &[1, p])?;
+    let total = along_rows(w, Fold::Sum, row, 1)?;
+    let total = w.reshape(total, &[1])?;
+    w.one(Op::AccumulateGradient, &[sum, total])
 }
 
 /// Neighbouring axes of one fate merged, those of extent 1 dropped: `(extent, folded)`.
