@@ -6,6 +6,7 @@
 //! (`apply.rs`).
 
 mod apply;
+mod forms;
 mod plain;
 mod restore;
 mod traced;
@@ -62,6 +63,8 @@ enum Form {
     Repeated,
     /// One added to each element.
     PlusOne,
+    /// Rows of a table, looked up by constant indices.
+    Rows,
 }
 
 /// What a use reads.

@@ -91,7 +91,8 @@ impl Trace<'_> {
             let Some(fx) = self.fx[group[0]].clone() else { continue };
             for u in self.open_uses(&group) {
                 let name = self.name(u);
-                let Some(parameter) = self.root(u).filter(|_| fx.reads().any(|r| r == name)) else { continue };
+                let read = |r: &str| r == name && self.reference(&fx, &group, u).is_none_or(|own| own == r);
+                let Some(parameter) = self.root(u).filter(|_| fx.reads().any(read)) else { continue };
                 let form = self.folded_form(torch::base(&name), u);
                 self.found.uses.insert(u, Binding { parameter, form });
             }
@@ -99,24 +100,39 @@ impl Trace<'_> {
     }
 
     /// Initializers that were computed from a parameter and then merged with an equal one: the traced name that the node reads is
-    /// gone, but its module owns exactly one parameter that nothing else reads.
+    /// gone, but its module owns parameters that nothing else reads.
     fn bind_phantoms(&mut self) {
         for group in self.groups.clone() {
             let Some(fx) = self.fx[group[0]].clone() else { continue };
             let Some(module) = torch::module(&self.model.nodes[group[0]]) else { continue };
             let phantoms = self.phantoms(&fx);
-            for u in self.open_uses(&group).into_iter().filter(|_| !phantoms.is_empty()) {
-                let missing: Vec<usize> =
-                    self.missing().into_iter().filter(|&p| self.signature.parameters[p].owner().0 == module).collect();
-                let (Some(root), [parameter]) = (self.root(u), &missing[..]) else { continue };
-                let like = torch::base(&self.name(u)).to_string();
-                let Some(phantom) = phantoms.iter().find(|p| torch::base(p) == like).or(phantoms.first()) else { continue };
-                if self.signature.parameters[root].owner().1 == self.signature.parameters[*parameter].owner().1 {
-                    let form = self.folded_form(torch::base(phantom), u);
-                    self.found.uses.insert(u, Binding { parameter: *parameter, form });
-                }
+            if phantoms.is_empty() {
+                continue;
+            }
+            let open: Vec<(Use, usize)> = self.open_uses(&group).into_iter().filter_map(|u| Some((u, self.root(u)?))).collect();
+            let missing = if open.is_empty() { vec![] } else { self.missing() };
+            let mut lost: Vec<usize> = missing.into_iter().filter(|&p| self.signature.parameters[p].owner().0 == module).collect();
+            let leaf = |p: usize| self.signature.parameters[p].owner().1;
+            if let Some(&alike) = lost.iter().find(|&&p| open.iter().any(|&(_, root)| leaf(p) == leaf(root))) {
+                lost.retain(|&p| leaf(p) == leaf(alike));
+            }
+            if lost.len() != open.len() {
+                continue;
+            }
+            for ((u, _), parameter) in open.into_iter().zip(lost) {
+                let name = self.name(u);
+                let like = |p: &&String| torch::base(p) == torch::base(&name);
+                let phantom = self.reference(&fx, &group, u).or_else(|| phantoms.iter().find(like).or(phantoms.first()).cloned());
+                let form = self.folded_form(torch::base(&phantom.unwrap_or_default()), u);
+                self.found.uses.insert(u, Binding { parameter, form });
             }
         }
+    }
+
+    /// The traced name of what a use reads, where the node takes just what its traced node does.
+    fn reference(&self, fx: &FxNode, group: &[usize], u: Use) -> Option<String> {
+        let alone = group.len() == 1 && fx.reads().count() == self.model.nodes[u.node].inputs.len();
+        fx.reads().nth(u.input).filter(|_| alone).map(str::to_string)
     }
 
     /// Names that a traced node reads but the graph does not have.
@@ -182,6 +198,7 @@ impl Trace<'_> {
             "t" | "transpose" | "permute" | "numpy_t" | "mt" if self.rank(u) == 2 => Form::Transposed,
             "expand" | "repeat" | "expand_as" => Form::Repeated,
             "add" => Form::PlusOne,
+            "embedding" if self.rank(u) >= 2 => Form::Rows,
             _ => Form::Same,
         }
     }
@@ -195,19 +212,28 @@ impl Trace<'_> {
                 readers.entry((module, leaf)).or_default().insert(b.parameter);
             }
         }
+        // Where a module reads a parameter that belongs to another (an embedding, its LM head's weight), the two are one.
+        let mut tied: HashSet<&str> = HashSet::new();
         let missing = self.missing();
         for &p in missing.iter().rev() {
             let (module, leaf) = self.signature.parameters[p].owner();
-            let by_reader = readers.get(&(module.to_string(), leaf.to_string())).filter(|r| r.len() == 1).and_then(|r| r.first().copied());
-            // The reader rule misses parameters that no module reads under its own name (`predictions.bias`, read by its `decoder`).
-            let below = |q: &usize| {
+            let by = readers.get(&(module.to_string(), leaf.to_string()));
+            if let Some(q) = by.filter(|by| by.len() == 1).and_then(|by| by.first().copied()).filter(|&q| q > p) {
+                tied.insert(self.signature.parameters[q].owner().0);
+                self.found.names[q] = self.signature.parameters[p].target.clone();
+                self.found.names[p] = String::new();
+            }
+        }
+        // A head whose weight is tied may have its bias under the name of the module around it (BERT's `predictions.bias`).
+        for &p in missing.iter().rev().filter(|&&p| !self.found.names[p].is_empty()).collect::<Vec<_>>() {
+            let (module, leaf) = self.signature.parameters[p].owner();
+            let child = |q: &usize| {
                 let (inner, same) = self.signature.parameters[*q].owner();
-                same == leaf && inner.strip_prefix(module).and_then(|rest| rest.strip_prefix('.')).is_some_and(|child| !child.contains('.'))
+                let below = inner.strip_prefix(module).and_then(|rest| rest.strip_prefix('.'));
+                same == leaf && tied.contains(inner) && below.is_some_and(|child| !child.contains('.'))
             };
             let bound = (p + 1..self.signature.parameters.len()).filter(|q| !missing.contains(q));
-            let mut inner = bound.filter(below);
-            let by_place = inner.next().filter(|_| inner.next().is_none());
-            if let Some(q) = by_reader.or(by_place).filter(|&q| q > p) {
+            if let Some(q) = bound.filter(child).next() {
                 self.found.names[q] = self.signature.parameters[p].target.clone();
                 self.found.names[p] = String::new();
             }
