@@ -56,8 +56,16 @@ fn summary(c: &Compiled, path: &std::path::Path, seconds: f64) {
         eprintln!("             least budget {} ({} bytes)", show(r.least_budget_bytes), r.least_budget_bytes);
     }
     let archs: Vec<&String> = plan.kernels.first().map(|k| k.launches.keys().collect()).unwrap_or_default();
-    let archs = if archs.is_empty() { "no PTX".to_string() } else { format!("PTX for {}", archs.iter().map(|s| s.as_str()).collect::<Vec<_>>().join(", ")) };
-    eprintln!("  kernels    {} distinct, {} launches a step, {archs}", plan.kernels.len(), plan.schedule.micro.len() + plan.schedule.update.len());
+    let archs = if archs.is_empty() {
+        "no PTX".to_string()
+    } else {
+        format!("PTX for {}", archs.iter().map(|s| s.as_str()).collect::<Vec<_>>().join(", "))
+    };
+    eprintln!(
+        "  kernels    {} distinct, {} launches a step, {archs}",
+        plan.kernels.len(),
+        plan.schedule.micro.len() + plan.schedule.update.len()
+    );
 }
 
 fn budget(bytes: u64) -> String {

@@ -50,9 +50,11 @@ impl From<Error> for Failure {
             }
             Error::Usage(m) => (m, Some("see `fp8c --help` and the user guide in docs/guide.md".to_string()), 2),
             Error::Runtime(e) => return e.into(),
-            Error::Verify { pass, reason } => {
-                (format!("internal error after {pass}: {reason}"), Some("this is a fault of fp8c; please report it with the model".into()), 1)
-            }
+            Error::Verify { pass, reason } => (
+                format!("internal error after {pass}: {reason}"),
+                Some("this is a fault of fp8c; please report it with the model".into()),
+                1,
+            ),
             Error::Model { path, reason } => {
                 (format!("{path}: {reason}"), Some("export the model again; `fp8c check MODEL` tells whether it can be compiled".into()), 1)
             }

@@ -77,9 +77,17 @@ struct Parameter {
 enum Recipe {
     Zeros,
     Ones,
-    Normal { std: f32 },
-    Uniform { low: f32, high: f32 },
-    File { path: String, tensor: String },
+    Normal {
+        std: f32,
+    },
+    Uniform {
+        low: f32,
+        high: f32,
+    },
+    File {
+        path: String,
+        tensor: String,
+    },
     /// The elements themselves; for small tensors.
     Data(Json),
 }
@@ -146,10 +154,19 @@ pub fn parse(text: &[u8], files: &mut ExternalFiles) -> Result<Model, String> {
         model.initializers.push(Initializer { name: c.name, elem, shape: c.shape, init, declared_parameter: false });
     }
     for n in file.nodes {
-        let attributes = n.attributes.iter().map(|(k, v)| Ok((k.clone(), attribute(v).map_err(|e| format!("has the attribute {k:?} that {e}"))?)));
+        let attributes =
+            n.attributes.iter().map(|(k, v)| Ok((k.clone(), attribute(v).map_err(|e| format!("has the attribute {k:?} that {e}"))?)));
         let attributes = attributes.collect::<Result<_, String>>()?;
         let metadata = BTreeMap::new();
-        model.nodes.push(ModelNode { op: n.op, domain: n.domain, name: n.name, inputs: n.inputs, outputs: n.outputs, attributes, metadata });
+        model.nodes.push(ModelNode {
+            op: n.op,
+            domain: n.domain,
+            name: n.name,
+            inputs: n.inputs,
+            outputs: n.outputs,
+            attributes,
+            metadata,
+        });
     }
     model.outputs = file.outputs.into_iter().map(|name| ModelOutput { name, elem: None }).collect();
     sort::normalise(&mut model)?;
@@ -268,7 +285,9 @@ fn attribute(v: &Json) -> Result<Attribute, String> {
             let shape = fields.get("shape").and_then(Json::as_array).ok_or_else(unknown)?;
             let shape: Vec<u64> = shape.iter().map(Json::as_u64).collect::<Option<_>>().ok_or_else(unknown)?;
             match literal(elem, &shape, fields.get("data").unwrap_or(&Json::Null))? {
-                Init::Data(d) if elem.dtype() == Some(d.ty.dtype) => Attribute::Tensor { elem: stored_as(d.ty.dtype), shape, bytes: d.bytes.clone() },
+                Init::Data(d) if elem.dtype() == Some(d.ty.dtype) => {
+                    Attribute::Tensor { elem: stored_as(d.ty.dtype), shape, bytes: d.bytes.clone() }
+                }
                 _ => return Err(unknown()),
             }
         }
@@ -364,7 +383,15 @@ fn elements_out(d: &ConstData) -> Json {
 /// The shortest number that reads back as this float.
 fn float_out(x: f32) -> Json {
     let shortest = x.to_string().parse().ok().and_then(serde_json::Number::from_f64).map(Json::Number);
-    shortest.unwrap_or_else(|| Json::from(if x.is_nan() { "nan" } else if x > 0.0 { "inf" } else { "-inf" }))
+    shortest.unwrap_or_else(|| {
+        Json::from(if x.is_nan() {
+            "nan"
+        } else if x > 0.0 {
+            "inf"
+        } else {
+            "-inf"
+        })
+    })
 }
 
 fn node_out(n: &ModelNode) -> Result<Node, String> {

@@ -51,7 +51,8 @@ pub fn prune(model: &mut Model) {
     }
     let mut keep = needed.into_iter();
     model.nodes.retain(|_| keep.next().unwrap_or(false));
-    let read: HashSet<&str> = model.nodes.iter().flat_map(|n| &n.inputs).chain(model.outputs.iter().map(|o| &o.name)).map(String::as_str).collect();
+    let read: HashSet<&str> =
+        model.nodes.iter().flat_map(|n| &n.inputs).chain(model.outputs.iter().map(|o| &o.name)).map(String::as_str).collect();
     model.initializers.retain(|i| read.contains(i.name.as_str()));
 }
 

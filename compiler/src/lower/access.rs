@@ -245,8 +245,12 @@ mod tests {
                     let p = point(to, n);
                     match op {
                         Op::Reshape(_) => data[n as usize],
-                        Op::Transpose(perm) => pick(&(0..p.len()).map(|d| p[perm.iter().position(|&q| q == d).unwrap()]).collect::<Vec<_>>()),
-                        Op::Slice { starts, steps, .. } => pick(&p.iter().zip(starts).zip(steps).map(|((i, a), s)| a + i * s).collect::<Vec<_>>()),
+                        Op::Transpose(perm) => {
+                            pick(&(0..p.len()).map(|d| p[perm.iter().position(|&q| q == d).unwrap()]).collect::<Vec<_>>())
+                        }
+                        Op::Slice { starts, steps, .. } => {
+                            pick(&p.iter().zip(starts).zip(steps).map(|((i, a), s)| a + i * s).collect::<Vec<_>>())
+                        }
                         Op::Broadcast(_) => pick(&p.iter().zip(from).map(|(i, &e)| if e == 1 { 0 } else { *i }).collect::<Vec<_>>()),
                         Op::Pad { low, .. } => {
                             let q: Vec<i64> = p.iter().zip(low).map(|(i, &l)| i - l as i64).collect();

@@ -246,5 +246,8 @@ pub(super) fn is_row_op(op: &Op) -> bool {
 }
 
 fn is_heavy(op: Unary) -> bool {
-    !matches!(op, Unary::Neg | Unary::Abs | Unary::Sign | Unary::Not | Unary::Floor | Unary::Ceil | Unary::Round | Unary::IsNan | Unary::IsInf)
+    !matches!(
+        op,
+        Unary::Neg | Unary::Abs | Unary::Sign | Unary::Not | Unary::Floor | Unary::Ceil | Unary::Round | Unary::IsNan | Unary::IsInf
+    )
 }
