@@ -1,5 +1,6 @@
 //! A model to a plan: the passes, in order.
 
+use crate::compose::compose;
 use crate::cost::DeviceProfile;
 use crate::decide::ladder::{Ladder, ladder};
 use crate::decide::policy::Policy;
@@ -64,7 +65,9 @@ pub fn stages(model: &Path, options: &CompileOptions) -> Result<Stages, Error> {
     verified("import", &imported.graph)?;
     let recognised = recognise(imported.graph.clone())?;
     verified("recognise", &recognised)?;
-    let stored = storage(recognised.clone(), options.precision)?;
+    let composed = compose(&recognised)?;
+    verified("compose", &composed)?;
+    let stored = storage(composed, options.precision)?;
     verified("storage", &stored)?;
     let joint = match options.import.infer {
         true => stored,

@@ -140,7 +140,7 @@ impl Backward {
             Op::Reshape(_) | Op::Transpose(_) | Op::Slice { .. } | Op::Pad { .. } | Op::Concat { .. } | Op::Broadcast(_) => {
                 views::rule(self, p, dy)
             }
-            Op::Take | Op::PutAdd { .. } | Op::CumSum { .. } => index::rule(self, p, dy),
+            Op::Take | Op::MaskGradient | Op::PutAdd { .. } | Op::CumSum { .. } => index::rule(self, p, dy),
             Op::Conv(_) | Op::Pool { .. } => conv::rule(self, p, dy),
             Op::Norm(n) => norm::norm(self, p, n, dy),
             Op::Softmax { log } => norm::softmax(self, p, *log, dy),
@@ -191,12 +191,18 @@ impl Backward {
         if self.graph.ty(v).dtype == dtype { Ok(v) } else { self.emit(Op::Map(Expr::identity(), dtype), &[v]) }
     }
 
-    /// The value that this one widens, if it is a bf16 value in f32: what takes either format reads it without the detour.
-    pub fn unwidened(&self, v: ValueId) -> ValueId {
+    /// The value that this one widens, if it is a bf16 value in f32: what takes either format reads it without the detour. Looks
+    /// through views.
+    pub fn unwidened(&mut self, v: ValueId) -> Result<ValueId, Error> {
         let node = self.graph.def(v);
-        match &node.op {
-            Op::Map(e, DType::F32) if *e == Expr::identity() && self.graph.ty(node.inputs[0]).dtype == DType::Bf16 => node.inputs[0],
-            _ => v,
+        match node.op.clone() {
+            Op::Map(e, DType::F32) if e == Expr::identity() && self.graph.ty(node.inputs[0]).dtype == DType::Bf16 => Ok(node.inputs[0]),
+            op @ (Op::Reshape(_) | Op::Transpose(_) | Op::Broadcast(_)) if node.epoch == Epoch::Backward => {
+                let source = node.inputs[0];
+                let narrow = self.unwidened(source)?;
+                if narrow == source { Ok(v) } else { self.emit(op, &[narrow]) }
+            }
+            _ => Ok(v),
         }
     }
 
@@ -220,7 +226,7 @@ impl Backward {
         if axes.is_empty() {
             return Ok(v);
         }
-        let v = self.unwidened(v);
+        let v = self.unwidened(v)?;
         self.emit(Op::Reduce { op: Fold::Sum, axes, dtype: DType::F32 }, &[v])
     }
 
@@ -284,9 +290,23 @@ impl Backward {
         Ok(self.partials.remove(&v).and_then(|p| p.whole))
     }
 
+    /// Readers of a value whose gradient was masked read the value itself.
+    fn unmask(&mut self) {
+        let mut to: Vec<ValueId> = (0..self.graph.values.len() as u32).map(ValueId).collect();
+        for node in &mut self.graph.nodes {
+            node.inputs.iter_mut().for_each(|v| *v = to[v.index()]);
+            if node.op == Op::MaskGradient {
+                to[node.results[0].index()] = node.inputs[0];
+            }
+        }
+        let results = self.graph.outputs.iter_mut().map(|o| &mut o.value).chain(&mut self.graph.loss);
+        results.chain(self.graph.gradients.iter_mut().map(|g| &mut g.value)).for_each(|v| *v = to[v.index()]);
+    }
+
     /// The joint graph, gradients in the parameters' order.
     pub fn finish(mut self) -> Result<Graph, Error> {
         self.graph.gradients.sort_by_key(|g| g.parameter);
+        self.unmask();
         Ok(self.graph.sources_first()?.0)
     }
 }

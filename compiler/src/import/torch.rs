@@ -85,6 +85,8 @@ pub struct FxNode {
     pub target: String,
     /// The names in each positional argument; those in keyword arguments follow.
     pub args: Vec<Vec<String>>,
+    /// The positional arguments that are whole numbers.
+    numbers: Vec<Option<i64>>,
 }
 
 impl FxNode {
@@ -100,13 +102,14 @@ impl FxNode {
         let target = target.strip_prefix("torch.ops.").unwrap_or(target);
         let target = target.splitn(3, '.').take(2).collect::<Vec<_>>().join(".");
         let (_, args) = text.split_once("(args = (")?;
-        let (mut depth, mut list, mut start) = (1usize, vec![], 0);
+        let (mut depth, mut list, mut numbers, mut start) = (1usize, vec![], vec![], 0);
         for (i, c) in args.char_indices() {
             match c {
                 '(' | '[' | '{' => depth += 1,
                 ')' | ']' | '}' if depth > 1 => depth -= 1,
                 ')' | ',' if depth == 1 => {
                     list.push(references(&args[start..i]));
+                    numbers.push(args[start..i].trim().parse().ok());
                     start = i + 1;
                     if c == ')' {
                         break;
@@ -116,7 +119,13 @@ impl FxNode {
             }
         }
         list.push(references(&args[start.min(args.len())..]));
-        Some(FxNode { result, target, args: list })
+        Some(FxNode { result, target, args: list, numbers })
+    }
+
+    /// The row of an embedding's table that gets no gradient from it.
+    pub fn padding_row(&self) -> Option<i64> {
+        let row = self.numbers.get(2).copied().flatten();
+        row.filter(|&row| self.target == "aten.embedding" && row >= 0)
     }
 
     /// All names that it reads.
@@ -174,7 +183,7 @@ mod tests {
         assert_eq!((fx.result.as_str(), fx.target.as_str()), ("cat_2", "aten.cat"));
         let names: Vec<Vec<&str>> = fx.args.iter().map(|a| a.iter().map(String::as_str).collect()).collect();
         assert_eq!(names, [vec!["neg", "slice_4"], vec![], vec!["p_w"], vec!["p_b"]]);
-        assert_eq!(FxNode::parse("nonsense"), None);
+        assert_eq!((fx.numbers, FxNode::parse("nonsense")), (vec![None, Some(-1), None], None));
     }
 
     #[test]

@@ -17,6 +17,7 @@ mod scaled_contract;
 mod scan;
 mod scatter_add;
 mod tasks;
+mod transpose;
 
 use crate::KernelError;
 use crate::program::Kernel;

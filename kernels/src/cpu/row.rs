@@ -44,8 +44,7 @@ pub(crate) unsafe fn run(k: &RowProgram, args: &[Buffer], scratch: Buffer) -> Re
     }
     let mut uniform = vec![0u64; compiled.uniform_bytes.div_ceil(8)];
     let failure = Mutex::new(None);
-    let launch =
-        Launch { compiled: &compiled, args, dtypes: &k.args, uniform: uniform.as_mut_ptr().cast(), failure: &failure };
+    let launch = Launch { compiled: &compiled, args, dtypes: &k.args, uniform: uniform.as_mut_ptr().cast(), failure: &failure };
     let none = std::ptr::null_mut();
     // SAFETY: the uniform steps touch the arguments, as the caller promises them, and the uniform values.
     unsafe { Frame::new(&launch, none, none).uniform() };

@@ -356,6 +356,18 @@ impl<'c, 'e> Build<'c, 'e> {
         self.b.position_at_end(end);
     }
 
+    /// `while condition() { body() }`.
+    pub fn while_true(&self, condition: impl FnOnce() -> Int<'c>, body: impl FnOnce()) {
+        let (top, inside, end) = (self.block(), self.block(), self.block());
+        self.branch(top);
+        self.b.position_at_end(top);
+        ok(self.b.build_conditional_branch(condition(), inside, end));
+        self.b.position_at_end(inside);
+        body();
+        self.branch(top);
+        self.b.position_at_end(end);
+    }
+
     /// A variable that starts as `init`.
     pub fn cell<V: BasicValue<'c>>(&self, init: V) -> Cell<'c, V> {
         let ty = init.as_basic_value_enum().get_type();
@@ -480,6 +492,23 @@ impl<'c, 'e> Build<'c, 'e> {
     pub fn shuffle_xor_f32(&self, x: Float<'c>, mask: i32) -> Float<'c> {
         let args = [self.i32(-1).into(), x.into(), self.i32(mask).into(), self.i32(31).into()];
         self.value(self.call("llvm.nvvm.shfl.sync.bfly.f32", &[], &args)).into_float_value()
+    }
+
+    /// The value of lane `from` (all 32 lanes take part).
+    pub fn shuffle(&self, x: Int<'c>, from: Int<'c>) -> Int<'c> {
+        let args = [self.i32(-1).into(), x.into(), from.into(), self.i32(31).into()];
+        self.value(self.call("llvm.nvvm.shfl.sync.idx.i32", &[], &args)).into_int_value()
+    }
+
+    /// A bit for each lane: where `c` holds (all 32 lanes take part).
+    pub fn ballot(&self, c: Int<'c>) -> Int<'c> {
+        self.value(self.call("llvm.nvvm.vote.ballot.sync", &[], &[self.i32(-1).into(), c.into()])).into_int_value()
+    }
+
+    /// Number of zeros below the lowest set bit of a value that is not 0.
+    pub fn trailing_zeros(&self, x: Int<'c>) -> Int<'c> {
+        let args = [x.into(), self.bool(true).into()];
+        self.value(self.call("llvm.cttz", &[x.get_type().into()], &args)).into_int_value()
     }
 
     /// [`Build::shuffle_xor`] of 64 bits, in halves.

@@ -2,7 +2,9 @@
 #![cfg(feature = "ptx")]
 
 mod assembler;
+mod attention;
 mod contract;
+mod direct;
 mod programs;
 mod quantize;
 mod row;

@@ -191,7 +191,7 @@ fn inside(plan: &Plan) -> bool {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(600))]
+    #![proptest_config(ProptestConfig::with_cases(256))]
 
     #[test]
     fn mutated_plans_never_panic_and_never_verify_out_of_bounds(

@@ -2,6 +2,8 @@
 
 mod columns;
 mod depthwise;
+mod planes;
+mod strided;
 
 use super::Buffer;
 use super::matrix::{Float, Operand, Shape, View, product};

@@ -2,6 +2,7 @@
 
 mod attention;
 mod contract;
+mod hostile;
 mod index;
 mod quantize;
 mod row;
