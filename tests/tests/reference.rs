@@ -31,8 +31,13 @@ fn gradients_are_pytorchs_by_name_and_orientation() {
         assert_eq!(names(&got), names(&want), "{case}");
         for w in &want {
             let g = got.iter().find(|g| g.name == w.name).expect("the names agree");
-            assert_eq!(g.shape, w.shape, "{case} {}", w.name);
-            let (g, w_data) = (g.as_f32().expect("f32"), w.as_f32().expect("f32"));
+            let (rows, mut w_data) = (g.as_f32().expect("f32").len(), w.as_f32().expect("f32"));
+            if g.shape != w.shape {
+                // The exporter folds a lookup of constant rows: the model file has only those rows of the table, the first ones.
+                assert!(g.shape[1..] == w.shape[1..] && w_data[rows..].iter().all(|x| *x == 0.0), "{case} {}: {:?}", w.name, g.shape);
+                w_data.truncate(rows);
+            }
+            let g = g.as_f32().expect("f32");
             let norm = |v: &mut dyn Iterator<Item = f64>| v.map(|x| x * x).sum::<f64>().sqrt();
             let size = norm(&mut w_data.iter().map(|x| f64::from(*x)));
             let off = norm(&mut g.iter().zip(&w_data).map(|(a, b)| f64::from(a - b)));
