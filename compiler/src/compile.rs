@@ -32,6 +32,8 @@ pub struct CompileOptions {
     pub archs: Vec<String>,
     pub precision: Precision,
     pub policy: Policy,
+    /// Rounds E4M3 scales up to powers of two instead of keeping them exact.
+    pub power_of_two_scales: bool,
     pub optimizer: Optimizer,
     pub state: DType,
     pub accumulation: u32,
@@ -78,7 +80,7 @@ pub fn stages(model: &Path, options: &CompileOptions) -> Result<Stages, Error> {
     };
     verified("differentiate", &joint)?;
     let joint = match options.precision {
-        Precision::Fp8 => formats::formats(joint, &options.policy, options.target != "cpu")?,
+        Precision::Fp8 => formats::formats(joint, &options.policy, options.power_of_two_scales)?,
         _ => joint,
     };
     verified("formats", &joint)?;

@@ -38,6 +38,7 @@ pub fn options(precision: Precision, budget: Option<u64>) -> CompileOptions {
         archs: vec![],
         precision,
         policy: Policy::default(),
+        power_of_two_scales: false,
         optimizer: Optimizer::AdamW,
         state: if precision == Precision::F32 { DType::F32 } else { DType::Bf16 },
         accumulation: 1,
