@@ -7,6 +7,8 @@
 //! KiB a thread, however large the tensors.
 
 mod access;
+#[cfg(test)]
+mod accuracy;
 mod compile;
 mod exec;
 mod folds;

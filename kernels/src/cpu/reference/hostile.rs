@@ -130,7 +130,6 @@ fn small(kernel: &Kernel) -> bool {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1000))]
     #[test]
     fn a_damaged_kernel_is_refused_or_stays_inside_its_buffers(seed: u64) {
         let mut random = Random::new(seed);
