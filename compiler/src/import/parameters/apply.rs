@@ -1,6 +1,6 @@
 //! Rewrites a model so that each parameter is one initializer, in PyTorch's shape where that is known.
 
-use super::{Form, Found, ParameterSpec, Use, forms, fresh, value_names};
+use super::{Form, Found, ParameterSpec, Use, forms, fresh, listed, value_names};
 use crate::graph::{ConstData, Init};
 use crate::import::model::{Elem, Initializer, Model, ModelNode};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -42,10 +42,10 @@ pub fn apply(model: &mut Model, found: &Found, notes: &mut Vec<String>) -> Resul
     }
     let Rewriter { mut derived, model, plus_one, looked_up, .. } = rewriter;
     if !plus_one.is_empty() {
-        notes.push(format!("stored with one added, which is taken off and added in the graph: {}", plus_one.join(", ")));
+        notes.push(format!("stored with one added, which is taken off and added in the graph: {}", listed(&plus_one)));
     }
     if !looked_up.is_empty() {
-        let list = looked_up.join(", ");
+        let list = listed(&looked_up);
         notes.push(format!("of these tables the file holds only the rows that the graph reads, and only those are trained: {list}"));
     }
     derived.append(&mut model.nodes);

@@ -212,6 +212,16 @@ fn filled(i: &Initializer, value: f32) -> ConstData {
     ConstData::f32(i.shape.clone(), &vec![value; n])
 }
 
+/// A few names of a list, and how many there are.
+fn listed(names: &[impl AsRef<str>]) -> String {
+    const SHOWN: usize = 4;
+    let shown: Vec<&str> = names.iter().take(SHOWN).map(AsRef::as_ref).collect();
+    match names.len().saturating_sub(SHOWN) {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
+    }
+}
+
 /// A name that no value of the model has.
 fn fresh(taken: &mut HashSet<String>, wish: &str) -> String {
     let mut name = wish.to_string();

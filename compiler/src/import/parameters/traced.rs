@@ -4,7 +4,7 @@
 //! traced node form a group; the group's uses of initializers are matched with the names: first those whose initializer is known to
 //! be that parameter, then by role (the second argument of `aten.linear` is what the MatMul reads, the third what the Add reads).
 
-use super::{Binding, Form, Found, Use, restore};
+use super::{Binding, Form, Found, Use, listed, restore};
 use crate::import::model::{Initializer, Model, ModelNode};
 use crate::import::torch::{self, FxNode, Signature};
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -41,6 +41,7 @@ pub fn find(model: &mut Model, signature: &Signature) -> Found {
     let initializers = model.initializers.iter().enumerate().map(|(i, init)| (init.name.clone(), i)).collect();
     let mut trace = Trace { model, signature, fx, groups, initializers, values, found: Found { names, ..Found::default() } };
     trace.bind_named();
+    trace.bind_normalised();
     trace.bind_folded();
     restore::biases(&mut trace);
     trace.bind_phantoms();
@@ -65,6 +66,16 @@ impl Trace<'_> {
             self.bind_where(&fx, &mut wanted, &mut open, |trace, u, (arg, _)| plays(&fx, arg, &trace.model.nodes[u.node], u.input));
             if !known {
                 self.bind_where(&fx, &mut wanted, &mut open, |trace, u, _| trace.elements(u) > 1);
+            }
+        }
+    }
+
+    /// Weights that a batch normalisation was folded into keep their names.
+    fn bind_normalised(&mut self) {
+        let nodes: Vec<usize> = (0..self.model.nodes.len()).filter(|&n| is_normalised(&self.model.nodes[n])).collect();
+        for u in self.open_uses(&nodes) {
+            if let Some(parameter) = self.root(u) {
+                self.found.uses.insert(u, Binding { parameter, form: Form::Same });
             }
         }
     }
@@ -137,7 +148,7 @@ impl Trace<'_> {
 
     /// Names that a traced node reads but the graph does not have.
     pub fn phantoms(&self, fx: &FxNode) -> Vec<String> {
-        fx.reads().filter(|r| !self.values.contains(*r) && self.signature.placeholder(r).is_none()).map(str::to_string).collect()
+        fx.reads().filter(|r| !self.values.contains(*r) && !self.signature.is_input(r)).map(str::to_string).collect()
     }
 
     /// Parameters of the signature that no use is bound to, in order.
@@ -243,23 +254,21 @@ impl Trace<'_> {
     fn report(&mut self) {
         let lost: Vec<&str> = self.missing().into_iter().map(|p| self.found.names[p].as_str()).filter(|n| !n.is_empty()).collect();
         if !lost.is_empty() {
-            let list = lost.join(", ");
-            self.found
-                .notes
-                .push(format!("{} parameters of the exported program are not read by the graph and not trained: {list}", lost.len()));
+            let note = format!("not trained, because the graph does not show where they are read: {}", listed(&lost));
+            self.found.notes.push(note);
         }
-        let folded = self
-            .model
-            .nodes
-            .iter()
-            .filter(|n| n.metadata.get("pkg.onnxscript.rewriter.rule_name").is_some_and(|r| r.contains("FuseBatchNorm")));
-        let folded = folded.count();
+        let folded = self.model.nodes.iter().filter(|n| is_normalised(n)).count();
         if folded > 0 {
-            self.found.notes.push(format!(
-                "{folded} batch normalisations were folded into weights by the exporter; those weights are trained as they are"
-            ));
+            let note =
+                format!("{folded} batch normalisations were folded into weights by the exporter; those weights are trained as they are");
+            self.found.notes.push(note);
         }
     }
+}
+
+/// True for a product that the exporter folded a batch normalisation into.
+fn is_normalised(n: &ModelNode) -> bool {
+    n.metadata.get("pkg.onnxscript.rewriter.rule_name").is_some_and(|rules| rules.contains("FuseBatchNorm"))
 }
 
 fn flag(n: &ModelNode, name: &str) -> bool {
@@ -278,7 +287,9 @@ fn roles(target: &str) -> Option<Roles> {
     const LAYER_NORM: Roles =
         &[(2, "LayerNormalization", 1), (3, "LayerNormalization", 2), (2, "RMSNormalization", 1), (2, "Mul", EITHER), (3, "Add", EITHER)];
     const GROUP_NORM: Roles = &[(2, "GroupNormalization", 1), (3, "GroupNormalization", 2), (2, "Mul", EITHER), (3, "Add", EITHER)];
-    const BATCH_NORM: Roles = &[(1, "BatchNormalization", 1), (2, "BatchNormalization", 2)];
+    // Folded into the product before it, only the bias is left: it has the same gradient.
+    const BATCH_NORM: Roles =
+        &[(1, "BatchNormalization", 1), (2, "BatchNormalization", 2), (2, "Conv", 2), (2, "ConvTranspose", 2), (2, "Gemm", 2)];
     const INSTANCE_NORM: Roles = &[(1, "InstanceNormalization", 1), (2, "InstanceNormalization", 2)];
     const CONV: Roles = &[(1, "Conv", 1), (2, "Conv", 2), (1, "ConvTranspose", 1), (2, "ConvTranspose", 2), (2, "Add", EITHER)];
     const EMBEDDING: Roles = &[(0, "Gather", 0)];
