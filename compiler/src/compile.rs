@@ -2,7 +2,7 @@
 
 use crate::compose::compose;
 use crate::cost::DeviceProfile;
-use crate::decide::ladder::{Ladder, ladder};
+use crate::decide::ladder::Ladder;
 use crate::decide::policy::Policy;
 use crate::decide::{formats, ladder};
 use crate::differentiate::{Optimizer, TrainOptions, differentiate, untrained};
@@ -100,7 +100,7 @@ pub fn compile(model: &Path, options: &CompileOptions) -> Result<Compiled, Error
     let ladder = ladder::ladder(&program, &facts, &seconds);
     let budget = options.budget.unwrap_or(u64::MAX);
     let rung = ladder.choose(&program, budget)?;
-    let header = header(model, options, &imported, budget.min(u64::MAX));
+    let header = header(model, options, &imported, budget);
     let mut plan = assemble(&joint, &program, &rung.schedule, &rung.packing, &seconds, header);
     let units: Vec<u32> = rung.schedule.events.iter().map(|e| e.unit).collect();
     let replayed = check::replay(&program, &plan, &units)?;

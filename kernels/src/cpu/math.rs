@@ -118,7 +118,7 @@ pub fn log1p<F: Fma>(x: f32) -> f32 {
 #[inline(always)]
 pub fn tanh<F: Fma>(x: f32) -> f32 {
     let z = x * x;
-    let p = poly::<F, 5>(z, [-5.704_988e-3, 2.063_908_9e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328_2e-1]);
+    let p = poly::<F, 5>(z, [-5.704_988e-3, 2.063_909e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328e-1]);
     let small = F::fma(p * z, x, x);
     let large = (1.0 - 2.0 / (exp::<F>(2.0 * x.abs()) + 1.0)).copysign(x);
     pick(x.abs() < 0.625, small, large)
@@ -188,7 +188,7 @@ pub fn gelu_erf<F: Fma>(x: f32) -> f32 {
 /// Derivative of [`gelu_erf`].
 #[inline(always)]
 pub fn gelu_erf_grad<F: Fma>(x: f32) -> f32 {
-    const INV_SQRT_TAU: f32 = 0.398_942_28;
+    const INV_SQRT_TAU: f32 = 0.398_942_3;
     let density = INV_SQRT_TAU * exp::<F>(-0.5 * x * x);
     pick(x.abs() == f32::INFINITY, pick(x > 0.0, 1.0, 0.0), F::fma(x, density, normal_cdf::<F>(x)))
 }

@@ -40,7 +40,7 @@ pub struct Prepared {
 #[derive(Clone, Debug)]
 enum Work {
     Row(row::Program),
-    Other(Kernel),
+    Other(Box<Kernel>),
 }
 
 impl Prepared {
@@ -51,7 +51,7 @@ impl Prepared {
     pub fn new(kernel: &Kernel) -> Result<Self, KernelError> {
         let work = match kernel {
             Kernel::Row(k) => Work::Row(row::Program::new(k)?),
-            other => Work::Other(other.clone()),
+            other => Work::Other(Box::new(other.clone())),
         };
         Ok(Prepared { args: kernel.args(), work })
     }

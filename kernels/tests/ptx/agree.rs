@@ -75,7 +75,7 @@ fn random(arg: &Arg, noise: &mut Noise, indices: u64) -> Vec<u8> {
             DType::E4m3 => bytes.push((noise.next() % 0x41) as u8 | (noise.next() as u8 & 0x80)),
             DType::I64 => bytes.extend((noise.next() % indices).to_le_bytes()),
             DType::I32 => bytes.extend(((noise.next() % indices) as u32).to_le_bytes()),
-            DType::Bool => bytes.push((noise.next() % 4 != 0) as u8),
+            DType::Bool => bytes.push(!noise.next().is_multiple_of(4) as u8),
         }
     }
     bytes

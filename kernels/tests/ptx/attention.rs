@@ -50,7 +50,7 @@ pub fn attention(s: Sizes, dtype: DType) -> Attention {
 pub fn cases() -> Vec<(String, Attention)> {
     let square = Sizes { batch: 1, heads: 2, kv_heads: 2, q_len: 128, kv_len: 128, depth: 64, v_depth: 64 };
     let odd = Sizes { q_len: 70, kv_len: 83, depth: 20, v_depth: 37, ..square };
-    let grouped = Sizes { batch: 2, heads: 4, kv_heads: 2, q_len: 65, kv_len: 130, depth: 32, v_depth: 48, ..square };
+    let grouped = Sizes { batch: 2, heads: 4, kv_heads: 2, q_len: 65, kv_len: 130, depth: 32, v_depth: 48 };
     let causal = Mask { causal: true, window: None, align_end: false };
     let window = Mask { causal: true, window: Some(40), align_end: true };
     let mut all = vec![];

@@ -85,7 +85,7 @@ mod tests {
         assert_eq!(to_e4m3(17.0), to_e4m3(16.0));
         assert_eq!(to_e4m3(19.0), to_e4m3(20.0));
         assert_eq!((to_e4m3(1e9), to_e4m3(f32::NEG_INFINITY)), (0x7e, 0xfe));
-        assert_eq!((to_bf16(1.00390625), to_bf16(1.01171875)), (0x3f80, 0x3f82));
+        assert_eq!((to_bf16(1.003_906_3), to_bf16(1.011_718_8)), (0x3f80, 0x3f82));
         assert_eq!(to_bf16(f32::MAX), 0x7f80);
     }
 }

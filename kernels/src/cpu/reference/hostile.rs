@@ -62,7 +62,7 @@ fn kernel(seed: u64) -> Kernel {
         }
         6 => {
             let op = PoolOp::AverageWithPadding { pad_end: [1, 1] };
-            Kernel::Pool(Pool { op, backward: seed / 16 % 2 == 0, planes: 3, window, dtype: DType::F32 })
+            Kernel::Pool(Pool { op, backward: (seed / 16).is_multiple_of(2), planes: 3, window, dtype: DType::F32 })
         }
         7 => Kernel::ScatterAdd(ScatterAdd {
             outer: 2,
