@@ -39,7 +39,7 @@ pub struct Prepared {
 /// What a launch runs: row programs are compiled, the other families run as they are.
 #[derive(Clone, Debug)]
 enum Work {
-    Row(row::Program),
+    Row(Box<row::Program>),
     Other(Box<Kernel>),
 }
 
@@ -50,7 +50,7 @@ impl Prepared {
     /// [`KernelError::Invalid`] for one that has not.
     pub fn new(kernel: &Kernel) -> Result<Self, KernelError> {
         let work = match kernel {
-            Kernel::Row(k) => Work::Row(row::Program::new(k)?),
+            Kernel::Row(k) => Work::Row(Box::new(row::Program::new(k)?)),
             other => Work::Other(Box::new(other.clone())),
         };
         Ok(Prepared { args: kernel.args(), work })
