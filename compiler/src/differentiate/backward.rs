@@ -140,7 +140,7 @@ impl Backward {
             Op::Reshape(_) | Op::Transpose(_) | Op::Slice { .. } | Op::Pad { .. } | Op::Concat { .. } | Op::Broadcast(_) => {
                 views::rule(self, p, dy)
             }
-            Op::Take | Op::PutAdd { .. } | Op::CumSum { .. } => index::rule(self, p, dy),
+            Op::Take | Op::MaskGradient | Op::PutAdd { .. } | Op::CumSum { .. } => index::rule(self, p, dy),
             Op::Conv(_) | Op::Pool { .. } => conv::rule(self, p, dy),
             Op::Norm(n) => norm::norm(self, p, n, dy),
             Op::Softmax { log } => norm::softmax(self, p, *log, dy),
@@ -290,9 +290,23 @@ impl Backward {
         Ok(self.partials.remove(&v).and_then(|p| p.whole))
     }
 
+    /// Readers of a value whose gradient was masked read the value itself.
+    fn unmask(&mut self) {
+        let mut to: Vec<ValueId> = (0..self.graph.values.len() as u32).map(ValueId).collect();
+        for node in &mut self.graph.nodes {
+            node.inputs.iter_mut().for_each(|v| *v = to[v.index()]);
+            if node.op == Op::MaskGradient {
+                to[node.results[0].index()] = node.inputs[0];
+            }
+        }
+        let results = self.graph.outputs.iter_mut().map(|o| &mut o.value).chain(&mut self.graph.loss);
+        results.chain(self.graph.gradients.iter_mut().map(|g| &mut g.value)).for_each(|v| *v = to[v.index()]);
+    }
+
     /// The joint graph, gradients in the parameters' order.
     pub fn finish(mut self) -> Result<Graph, Error> {
         self.graph.gradients.sort_by_key(|g| g.parameter);
+        self.unmask();
         Ok(self.graph.sources_first()?.0)
     }
 }

@@ -85,6 +85,7 @@ fn dispatch(op: &Op, inputs: &[&Tensor], types: &[TensorType], rounding: Roundin
         Op::Broadcast(_) => one(views::broadcast_to(inputs[0], shape)),
         Op::Iota { axis, .. } => one(views::iota(shape, *axis)),
         Op::Take => one(views::take(inputs[0], inputs[1], shape)?),
+        Op::MaskGradient => one(inputs[0].clone()),
         Op::PutAdd { extent, .. } => one(views::put_add(inputs[0], inputs[1], *extent, shape)?),
         Op::CumSum { axis, exclusive, reverse } => one(views::cum_sum(inputs[0], *axis, *exclusive, *reverse)),
         Op::Conv(c) => one(window::conv(c, inputs, shape)?),

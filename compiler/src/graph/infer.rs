@@ -102,6 +102,11 @@ impl Op {
                 need(fits, "an integer index that fits the data")?;
                 one(TensorType::new(inputs[0].dtype, [d[0], i[1], d[2]]))
             }
+            Op::MaskGradient => {
+                let fits = broadcast([inputs[0].shape.as_slice(), &inputs[1].shape].into_iter())? == inputs[0].shape;
+                need(fits && inputs[1].dtype == DType::Bool, "a mask that fits the data")?;
+                one(same(0))
+            }
             Op::PutAdd { extent, dtype } => {
                 need(n == 2 && inputs[0].rank() == 3 && inputs[1].rank() == 3, "rank-3 source and index")?;
                 let (s, i) = (&inputs[0].shape, &inputs[1].shape);
@@ -263,7 +268,13 @@ impl Op {
             Op::CrossEntropyGrad(_) | Op::ScaledMatmul { .. } => (4, 4),
             Op::AdamW => (6, 6),
             Op::Sgd | Op::Lion => (5, 5),
-            Op::Matmul { .. } | Op::Take | Op::PutAdd { .. } | Op::ConvDgrad(_) | Op::ConvWgrad(_) | Op::PoolGrad { .. } => (2, 2),
+            Op::Matmul { .. }
+            | Op::Take
+            | Op::MaskGradient
+            | Op::PutAdd { .. }
+            | Op::ConvDgrad(_)
+            | Op::ConvWgrad(_)
+            | Op::PoolGrad { .. } => (2, 2),
             Op::SoftmaxGrad { .. } | Op::CrossEntropy(_) | Op::SumSquares | Op::FinishNorm { .. } | Op::AccumulateGradient => (2, 2),
             _ => (1, 1),
         }

@@ -71,6 +71,9 @@ pub enum Op {
         extent: u64,
         dtype: DType,
     },
+    /// (x, mask bool, broadcast to x) -> x, whose derivative is zero where the mask is false: an embedding's padding row. Forward graphs
+    /// only; `differentiate` takes it out.
+    MaskGradient,
     CumSum {
         axis: usize,
         exclusive: bool,
@@ -264,6 +267,7 @@ impl Op {
             Op::Iota { .. } => "iota",
             Op::Take => "take",
             Op::PutAdd { .. } => "put_add",
+            Op::MaskGradient => "mask_gradient",
             Op::CumSum { .. } => "cum_sum",
             Op::Conv(_) => "conv",
             Op::ConvDgrad(_) => "conv_dgrad",

@@ -217,6 +217,7 @@ fn core(name: &str, line: &mut Line) -> Result<Option<Op>, String> {
         "concat" => Op::Concat { axis: line.attribute("axis")? },
         "iota" => Op::Iota { shape: line.list(Line::value)?, axis: line.attribute("axis")? },
         "take" => Op::Take,
+        "mask_gradient" => Op::MaskGradient,
         "put_add" => Op::PutAdd { extent: line.attribute("extent")?, dtype: line.dtype_attribute()? },
         "cum_sum" => {
             Op::CumSum { axis: line.attribute("axis")?, exclusive: line.attribute("exclusive")?, reverse: line.attribute("reverse")? }

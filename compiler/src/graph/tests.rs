@@ -203,6 +203,7 @@ fn samples() -> Vec<Sample> {
         (Op::Iota { shape: vec![2, 3], axis: 1 }, vec![]),
         (Op::Take, vec![f(&[1, 4, 2]), i(&[1, 3, 1])]),
         (Op::PutAdd { extent: 4, dtype: DType::F32 }, vec![f(&[1, 3, 2]), i(&[1, 3, 1])]),
+        (Op::MaskGradient, vec![f(&[2, 3]), (DType::Bool, vec![2, 1])]),
         (Op::CumSum { axis: 0, exclusive: true, reverse: false }, vec![f(&[3])]),
         (Op::Conv(conv.clone()), vec![img.clone(), ker.clone()]),
         (Op::ConvDgrad(conv.clone()), vec![dy.clone(), ker]),

@@ -230,6 +230,8 @@ fn attributes(op: &Op) -> String {
         Op::Quantize { layout, power_of_two } => format!("layout={} power_of_two={power_of_two}", variant(layout)),
         Op::ScaledMatmul { block_b, shape, dtype } => format!("block_b={block_b} shape={} dtype={dtype}", list(shape)),
         Op::FinishNorm { accumulation } => format!("accumulation={accumulation}"),
-        Op::Control | Op::Take | Op::SumSquares | Op::AdamW | Op::Sgd | Op::Lion | Op::AccumulateGradient => String::new(),
+        Op::Control | Op::Take | Op::MaskGradient | Op::SumSquares | Op::AdamW | Op::Sgd | Op::Lion | Op::AccumulateGradient => {
+            String::new()
+        }
     }
 }

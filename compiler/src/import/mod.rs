@@ -10,6 +10,7 @@ pub mod model;
 pub mod new;
 pub mod onnx;
 pub mod ops;
+mod padding;
 pub mod parameters;
 mod sort;
 mod torch;
@@ -111,11 +112,18 @@ pub fn import_model(mut model: Model, path: &Path, options: &ImportOptions) -> R
     let mut lowering = Lowering::new(&model);
     add_inputs(&mut lowering, &model, &mut notes).map_err(fail)?;
     add_initializers(&mut lowering, &model, &specs).map_err(fail)?;
-    let gaps: Vec<String> = model.nodes.iter().filter_map(|n| lowering.node(n).err()).map(|gap| gap.to_string()).collect();
+    let mut gaps = vec![];
+    for n in &model.nodes {
+        match lowering.node(n) {
+            Err(gap) => gaps.push(gap.to_string()),
+            Ok(()) if options.infer => {}
+            Ok(()) => padding::mask(&mut lowering, n).map_err(|e| Error::graph(&n.name, e))?,
+        }
+    }
     let outputs = model.outputs.iter().filter_map(|o| Some((o.name.clone(), lowering.values.get(&o.name).copied()?)));
     let outputs: Vec<(String, ValueId)> = outputs.collect();
     let missing = model.outputs.iter().filter(|o| !lowering.values.contains_key(&o.name)).filter_map(|o| lowering.why_missing(&o.name));
-    let gaps: Vec<String> = gaps.into_iter().chain(missing).collect();
+    gaps.extend(missing);
     if !gaps.is_empty() {
         return Err(Error::Unsupported { gaps });
     }

@@ -2,7 +2,7 @@
 //! (`fx`) node it comes from.
 
 use super::model::{Model, ModelNode};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 const SIGNATURE: &str = "pkg.torch.export.ExportedProgram.graph_signature";
 const FX_NODE: &str = "pkg.torch.onnx.fx_node";
@@ -16,6 +16,8 @@ pub struct Signature {
     pub parameters: Vec<SignatureParameter>,
     by_placeholder: HashMap<String, usize>,
     by_target: HashMap<String, usize>,
+    /// Names of the program's inputs, parameters and buffers among them.
+    inputs: HashSet<String>,
 }
 
 /// One parameter.
@@ -41,10 +43,11 @@ impl Signature {
         let mut found = Signature::default();
         // One line an input (PyTorch 2.7 and later), or one record an input in a line of Python (before).
         let records = if text.contains("InputSpec(") { text.split("InputSpec(").collect::<Vec<_>>() } else { text.lines().collect() };
-        for record in records.into_iter().filter(|r| r.contains("PARAMETER") && !r.contains("OutputKind")) {
-            let target = between(record, "target='", "'");
-            let placeholder = between(record, "name='", "'").or_else(|| record.split_once(':').map(|(name, _)| name.trim()));
-            if let (Some(target), Some(placeholder)) = (target, placeholder) {
+        for record in records {
+            let placeholder = between(record, "name='", "'").or_else(|| record.split_once(": ").map(|(name, _)| name.trim()));
+            let Some(placeholder) = placeholder else { continue };
+            found.inputs.insert(placeholder.to_string());
+            if let Some(target) = between(record, "target='", "'").filter(|_| record.contains("PARAMETER")) {
                 let id = found.parameters.len();
                 found.by_placeholder.insert(placeholder.to_string(), id);
                 found.by_target.insert(target.to_string(), id);
@@ -57,6 +60,11 @@ impl Signature {
     /// The parameter that a traced node calls by this name.
     pub fn placeholder(&self, name: &str) -> Option<usize> {
         self.by_placeholder.get(name).copied()
+    }
+
+    /// True for the name of an input of the program.
+    pub fn is_input(&self, name: &str) -> bool {
+        self.inputs.contains(name)
     }
 
     /// The parameter of this name in the module.
@@ -85,6 +93,8 @@ pub struct FxNode {
     pub target: String,
     /// The names in each positional argument; those in keyword arguments follow.
     pub args: Vec<Vec<String>>,
+    /// The positional arguments that are whole numbers.
+    numbers: Vec<Option<i64>>,
 }
 
 impl FxNode {
@@ -100,13 +110,14 @@ impl FxNode {
         let target = target.strip_prefix("torch.ops.").unwrap_or(target);
         let target = target.splitn(3, '.').take(2).collect::<Vec<_>>().join(".");
         let (_, args) = text.split_once("(args = (")?;
-        let (mut depth, mut list, mut start) = (1usize, vec![], 0);
+        let (mut depth, mut list, mut numbers, mut start) = (1usize, vec![], vec![], 0);
         for (i, c) in args.char_indices() {
             match c {
                 '(' | '[' | '{' => depth += 1,
                 ')' | ']' | '}' if depth > 1 => depth -= 1,
                 ')' | ',' if depth == 1 => {
                     list.push(references(&args[start..i]));
+                    numbers.push(args[start..i].trim().parse().ok());
                     start = i + 1;
                     if c == ')' {
                         break;
@@ -116,7 +127,13 @@ impl FxNode {
             }
         }
         list.push(references(&args[start.min(args.len())..]));
-        Some(FxNode { result, target, args: list })
+        Some(FxNode { result, target, args: list, numbers })
+    }
+
+    /// The row of an embedding's table that gets no gradient from it.
+    pub fn padding_row(&self) -> Option<i64> {
+        let row = self.numbers.get(2).copied().flatten();
+        row.filter(|&row| self.target == "aten.embedding" && row >= 0)
     }
 
     /// All names that it reads.
@@ -174,7 +191,7 @@ mod tests {
         assert_eq!((fx.result.as_str(), fx.target.as_str()), ("cat_2", "aten.cat"));
         let names: Vec<Vec<&str>> = fx.args.iter().map(|a| a.iter().map(String::as_str).collect()).collect();
         assert_eq!(names, [vec!["neg", "slice_4"], vec![], vec!["p_w"], vec!["p_b"]]);
-        assert_eq!(FxNode::parse("nonsense"), None);
+        assert_eq!((fx.numbers, FxNode::parse("nonsense")), (vec![None, Some(-1), None], None));
     }
 
     #[test]

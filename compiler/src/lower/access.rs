@@ -95,7 +95,7 @@ pub(super) fn axes(access: &Access, space: &[u64], shape: &[u64]) -> Result<Vec<
 fn split(access: &Access, space: &[u64], j: usize, extent: i64, step: i64) -> Blocked {
     let inner = (extent / step) as u64;
     let guarded = access.guards.iter().any(|g| g.dim as usize == j);
-    match extent % step == 0 && !guarded && inner > 1 && inner < space[j] && space[j] % inner == 0 {
+    match extent % step == 0 && !guarded && inner > 1 && inner < space[j] && space[j].is_multiple_of(inner) {
         true => Blocked::Split { dim: j, inner },
         false => Blocked::Opaque,
     }

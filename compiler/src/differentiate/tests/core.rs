@@ -135,6 +135,22 @@ fn slices_that_tile_an_axis_are_concatenated_not_padded() {
 }
 
 #[test]
+fn a_masked_gradient_is_zero_where_the_mask_is_and_the_mask_is_gone() {
+    let mut case = Case::new();
+    let x = case.any(&[3, 2]);
+    let mask = case.constant(ConstData { ty: TensorType::new(DType::Bool, [3, 1]), bytes: vec![1, 0, 1] });
+    let y = case.add(Op::MaskGradient, &[x, mask]);
+    case.loss_of(y);
+    let joint = with_gradients(case.graph.clone(), case.graph.loss.unwrap(), false).unwrap();
+    joint.verify().unwrap();
+    let values = case.values(&joint, &case.values);
+    let dx = values[joint.gradients[0].value.index()].floats().unwrap();
+    assert!(dx[..2].iter().chain(&dx[4..]).all(|g| *g != 0.0) && dx[2..4] == [0.0, 0.0], "{dx:?}");
+    let joint = joint.without_dead_code().unwrap().0;
+    assert!(joint.nodes.iter().all(|n| n.op != Op::MaskGradient));
+}
+
+#[test]
 fn gathers_scatters_and_prefix_sums_are_what_differences_show() {
     let mut case = Case::new();
     let x = case.any(&[2, 5, 3]);
