@@ -1,6 +1,6 @@
 //! `fp8c compile` and `fp8c check`.
 
-use super::args::{Check, Compile, EmitArg, ModelArgs, OptimizerArg, PrecisionArg, StateArg};
+use super::args::{Check, Compile, EmitArg, ModelArgs, OptimizerArg, PrecisionArg, ScaleArg, StateArg};
 use super::failure::Failure;
 use super::size::show;
 use super::{Done, Output};
@@ -118,6 +118,7 @@ fn options(a: &Compile) -> Result<CompileOptions, Failure> {
         archs,
         precision,
         policy,
+        power_of_two_scales: a.scales == ScaleArg::Pow2,
         optimizer,
         state,
         accumulation: a.grad_accumulation,

@@ -4,6 +4,8 @@ use super::size::show;
 use crate::Error;
 use std::fmt;
 
+const PATH_HINT: &str = "check the path, its permissions and the free space";
+
 /// An error with its hint and exit status.
 #[derive(Debug)]
 pub struct Failure {
@@ -26,6 +28,16 @@ impl Failure {
     /// The command line asks for what makes no sense.
     pub fn usage(message: impl Into<String>, hint: impl Into<String>) -> Self {
         Failure { message: message.into(), hint: Some(hint.into()), status: 2 }
+    }
+}
+
+impl From<clap::Error> for Failure {
+    fn from(e: clap::Error) -> Self {
+        // The first paragraph says what is wrong, the others how the command is used.
+        let text = e.render().to_string();
+        let first = text.split("\n\n").next().unwrap_or_default();
+        let words: Vec<&str> = first.trim_start_matches("error:").split_whitespace().collect();
+        Failure::usage(words.join(" "), "see `fp8c --help`, or `fp8c COMMAND --help`")
     }
 }
 
@@ -58,7 +70,8 @@ impl From<Error> for Failure {
             Error::Model { path, reason } => {
                 (format!("{path}: {reason}"), Some("export the model again; `fp8c check MODEL` tells whether it can be compiled".into()), 1)
             }
-            other => (other.to_string(), None, 1),
+            Error::Io { .. } => (e.to_string(), Some(PATH_HINT.into()), 1),
+            other => (other.to_string(), Some("`fp8c check MODEL` lists what a model needs".into()), 1),
         };
         Failure { message, hint, status }
     }
@@ -74,7 +87,8 @@ impl From<fp8c_runtime::Error> for Failure {
             E::Device(_) => (Some("`fp8c devices` lists what is here; --device cpu always works"), 1),
             E::Diverged(_) => (Some("lower --lr, raise --warmup, set --grad-clip 1, or use --loss-scale dynamic"), 1),
             E::Usage(_) => (Some("see `fp8c train --help`"), 2),
-            _ => (None, 1),
+            E::Io { .. } => (Some(PATH_HINT), 1),
+            _ => (Some("compile the model again with this version of fp8c"), 1),
         };
         Failure { message: e.to_string(), hint: hint.map(str::to_string), status }
     }

@@ -2,7 +2,7 @@
 //! (`fx`) node it comes from.
 
 use super::model::{Model, ModelNode};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 const SIGNATURE: &str = "pkg.torch.export.ExportedProgram.graph_signature";
 const FX_NODE: &str = "pkg.torch.onnx.fx_node";
@@ -16,6 +16,8 @@ pub struct Signature {
     pub parameters: Vec<SignatureParameter>,
     by_placeholder: HashMap<String, usize>,
     by_target: HashMap<String, usize>,
+    /// Names of the program's inputs, parameters and buffers among them.
+    inputs: HashSet<String>,
 }
 
 /// One parameter.
@@ -41,10 +43,11 @@ impl Signature {
         let mut found = Signature::default();
         // One line an input (PyTorch 2.7 and later), or one record an input in a line of Python (before).
         let records = if text.contains("InputSpec(") { text.split("InputSpec(").collect::<Vec<_>>() } else { text.lines().collect() };
-        for record in records.into_iter().filter(|r| r.contains("PARAMETER") && !r.contains("OutputKind")) {
-            let target = between(record, "target='", "'");
-            let placeholder = between(record, "name='", "'").or_else(|| record.split_once(':').map(|(name, _)| name.trim()));
-            if let (Some(target), Some(placeholder)) = (target, placeholder) {
+        for record in records {
+            let placeholder = between(record, "name='", "'").or_else(|| record.split_once(": ").map(|(name, _)| name.trim()));
+            let Some(placeholder) = placeholder else { continue };
+            found.inputs.insert(placeholder.to_string());
+            if let Some(target) = between(record, "target='", "'").filter(|_| record.contains("PARAMETER")) {
                 let id = found.parameters.len();
                 found.by_placeholder.insert(placeholder.to_string(), id);
                 found.by_target.insert(target.to_string(), id);
@@ -57,6 +60,11 @@ impl Signature {
     /// The parameter that a traced node calls by this name.
     pub fn placeholder(&self, name: &str) -> Option<usize> {
         self.by_placeholder.get(name).copied()
+    }
+
+    /// True for the name of an input of the program.
+    pub fn is_input(&self, name: &str) -> bool {
+        self.inputs.contains(name)
     }
 
     /// The parameter of this name in the module.

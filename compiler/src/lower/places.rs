@@ -125,7 +125,7 @@ fn may_lie(scene: &Scene, join: NodeId, base: ValueId, place: &Place) -> bool {
     let (n, node) = scene.def(base);
     let shape = scene.shape(base);
     let unit_columns = shape.last() == Some(&1) || place.strides.last() == Some(&1);
-    let alone = |v: &ValueId| *v == base || !scene.places.get(v).is_some_and(|p| p.owner == place.owner);
+    let alone = |v: &ValueId| *v == base || scene.places.get(v).is_none_or(|p| p.owner != place.owner);
     let writes = match scene.class_of(n) {
         Class::Row | Class::Join => true,
         Class::Kernel => match product(scene, n) {

@@ -4,7 +4,7 @@
 //! Each line is the best of a few launches on random contents, on all threads of the default pool (`RAYON_NUM_THREADS`).
 
 use fp8c_kernels::DType;
-use fp8c_kernels::cpu::{Buffer, launch, scratch_bytes};
+use fp8c_kernels::cpu::{Buffer, Prepared};
 use fp8c_kernels::program::*;
 use std::time::{Duration, Instant};
 
@@ -57,14 +57,15 @@ fn measure(kernel: &Kernel) -> f64 {
     kernel.verify().expect("a valid kernel");
     let mut memory: Vec<Memory> = kernel.args().iter().map(|a| Memory::new(a.bytes() as usize)).collect();
     memory.iter_mut().zip(kernel.args()).for_each(|(m, a)| m.fill(a.dtype));
-    let mut scratch = Memory::new(scratch_bytes(kernel, rayon::current_num_threads()) as usize);
+    let prepared = Prepared::new(kernel).expect("a kernel for the CPU");
+    let mut scratch = Memory::new(prepared.scratch_bytes(rayon::current_num_threads()) as usize);
     let args: Vec<Buffer> = memory.iter_mut().map(Memory::buffer).collect();
     let (mut best, start) = (f64::MAX, Instant::now());
     let mut launches = 0;
     while launches < 3 || (start.elapsed() < Duration::from_millis(700) && launches < 1000) {
         let from = Instant::now();
         // SAFETY: the buffers are as long as the kernel asks.
-        unsafe { launch(kernel, &args, scratch.buffer()) }.expect("launches");
+        unsafe { prepared.launch(&args, scratch.buffer()) }.expect("launches");
         best = best.min(from.elapsed().as_secs_f64());
         launches += 1;
     }

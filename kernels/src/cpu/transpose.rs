@@ -47,12 +47,15 @@ fn square(mut lines: [[u8; TILE]; TILE]) -> [[u8; TILE]; TILE] {
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 fn interleave(a: [u8; TILE], b: [u8; TILE]) -> [[u8; TILE]; 2] {
-    use std::arch::x86_64::{__m128i, _mm_unpackhi_epi8, _mm_unpacklo_epi8};
-    // SAFETY: every x86-64 processor has SSE2, and the types are sixteen bytes each.
+    use std::arch::x86_64::{_mm_loadu_si128, _mm_storeu_si128, _mm_unpackhi_epi8, _mm_unpacklo_epi8};
+    let mut out = [[0; TILE]; 2];
+    // SAFETY: every x86-64 processor has SSE2, and the arrays are sixteen bytes each.
     unsafe {
-        let (a, b): (__m128i, __m128i) = (std::mem::transmute(a), std::mem::transmute(b));
-        [std::mem::transmute::<__m128i, [u8; TILE]>(_mm_unpacklo_epi8(a, b)), std::mem::transmute(_mm_unpackhi_epi8(a, b))]
+        let (a, b) = (_mm_loadu_si128(a.as_ptr().cast()), _mm_loadu_si128(b.as_ptr().cast()));
+        _mm_storeu_si128(out[0].as_mut_ptr().cast(), _mm_unpacklo_epi8(a, b));
+        _mm_storeu_si128(out[1].as_mut_ptr().cast(), _mm_unpackhi_epi8(a, b));
     }
+    out
 }
 
 #[cfg(not(target_arch = "x86_64"))]

@@ -312,6 +312,7 @@ impl<'c, 'e> Build<'c, 'e> {
     }
 
     /// The f32 of given bits.
+    #[expect(clippy::wrong_self_convention, reason = "the builder converts, it is not converted")]
     pub fn from_bits(&self, a: Int<'c>) -> Float<'c> {
         ok(self.b.build_bit_cast(a, self.e.ctx.f32_type(), "")).into_float_value()
     }

@@ -33,7 +33,7 @@ pub fn attention(s: Sizes, dtype: DType) -> Attention {
         kv_len: s.kv_len,
         depth: s.depth,
         v_depth: s.v_depth,
-        scale: FloatBits(0.125f32.to_bits()),
+        scale: FloatBits((1.0 / (s.depth as f32).sqrt()).to_bits()),
         softcap: None,
         mask: Mask::default(),
         bias: None,
@@ -48,9 +48,9 @@ pub fn attention(s: Sizes, dtype: DType) -> Attention {
 
 /// Cases by name; each stands for a forward and a backward kernel.
 pub fn cases() -> Vec<(String, Attention)> {
-    let square = Sizes { batch: 2, heads: 2, kv_heads: 2, q_len: 128, kv_len: 128, depth: 64, v_depth: 64 };
+    let square = Sizes { batch: 1, heads: 2, kv_heads: 2, q_len: 128, kv_len: 128, depth: 64, v_depth: 64 };
     let odd = Sizes { q_len: 70, kv_len: 83, depth: 20, v_depth: 37, ..square };
-    let grouped = Sizes { heads: 4, kv_heads: 2, q_len: 65, kv_len: 130, depth: 32, v_depth: 48, ..square };
+    let grouped = Sizes { batch: 2, heads: 4, kv_heads: 2, q_len: 65, kv_len: 130, depth: 32, v_depth: 48 };
     let causal = Mask { causal: true, window: None, align_end: false };
     let window = Mask { causal: true, window: Some(40), align_end: true };
     let mut all = vec![];
@@ -71,9 +71,9 @@ pub fn cases() -> Vec<(String, Attention)> {
         };
         all.push((format!("biased_{dtype}"), Attention { bias: Some(bias(DType::F32, odd)), ..attention(odd, dtype) }));
         all.push((format!("padded_{dtype}"), Attention { bias: Some(bias(DType::Bool, grouped)), ..attention(grouped, dtype) }));
-        let deep = Sizes { heads: 1, kv_heads: 1, depth: 128, v_depth: 128, ..square };
+        let deep = Sizes { heads: 1, kv_heads: 1, q_len: 64, depth: 128, v_depth: 128, ..square };
         all.push((format!("deep_{dtype}"), Attention { mask: causal, ..attention(deep, dtype) }));
-        let deepest = Sizes { batch: 1, heads: 1, kv_heads: 1, depth: 256, v_depth: 256, ..square };
+        let deepest = Sizes { heads: 1, kv_heads: 1, q_len: 20, kv_len: 40, depth: 256, v_depth: 256, ..square };
         all.push((format!("deepest_{dtype}"), attention(deepest, dtype)));
     }
     all

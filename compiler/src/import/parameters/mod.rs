@@ -6,6 +6,7 @@
 //! (`apply.rs`).
 
 mod apply;
+mod forms;
 mod plain;
 mod restore;
 mod traced;
@@ -62,6 +63,8 @@ enum Form {
     Repeated,
     /// One added to each element.
     PlusOne,
+    /// Rows of a table, looked up by constant indices.
+    Rows,
 }
 
 /// What a use reads.
@@ -207,6 +210,16 @@ pub fn elements(i: &Initializer) -> Result<Arc<ConstData>, String> {
 fn filled(i: &Initializer, value: f32) -> ConstData {
     let n = i.shape.iter().product::<u64>() as usize;
     ConstData::f32(i.shape.clone(), &vec![value; n])
+}
+
+/// A few names of a list, and how many there are.
+fn listed(names: &[impl AsRef<str>]) -> String {
+    const SHOWN: usize = 4;
+    let shown: Vec<&str> = names.iter().take(SHOWN).map(AsRef::as_ref).collect();
+    match names.len().saturating_sub(SHOWN) {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
+    }
 }
 
 /// A name that no value of the model has.

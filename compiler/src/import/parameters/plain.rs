@@ -1,6 +1,6 @@
 //! Parameters by how initializers are used, for models without PyTorch's metadata.
 
-use super::{Binding, Form, Found, Use, elements};
+use super::{Binding, Form, Found, Use, elements, listed};
 use crate::graph::Init;
 use crate::import::model::{Elem, Initializer, Model, ModelNode};
 use globset::GlobSet;
@@ -63,10 +63,8 @@ pub fn find(model: &Model, untie: &GlobSet, tie: &GlobSet, train: &GlobSet) -> F
         }
     }
     if !untied.is_empty() {
-        let list = untied.join(", ");
-        found.notes.push(format!(
-            "initializers of one repeated value that several nodes share are separate parameters (--tie keeps them one): {list}"
-        ));
+        let list = listed(&untied);
+        found.notes.push(format!("shared initializers of one repeated value are separate parameters (--tie keeps them one): {list}"));
     }
     found
 }

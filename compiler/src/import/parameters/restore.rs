@@ -1,7 +1,7 @@
 //! Parameters that the exporter removed because of the value that they start from.
 
 use super::traced::{Trace, plays};
-use super::{Binding, Form, Use, fresh};
+use super::{Binding, Form, Use, fresh, listed};
 use crate::graph::Init;
 use crate::import::model::{Attribute, Elem, Initializer, ModelNode};
 use crate::import::torch;
@@ -28,9 +28,8 @@ pub fn biases(trace: &mut Trace) {
         trace.found.uses.insert(Use { node: n, input: 2 }, Binding { parameter: p, form: Form::Same });
         restored.push(trace.signature.parameters[p].target.clone());
     }
-    if let Some(first) = restored.first() {
-        let note =
-            format!("{} biases that the exporter removed because they start at zero are parameters again ({first}, ...)", restored.len());
+    if !restored.is_empty() {
+        let note = format!("removed by the exporter because they start at zero, and trained again: {}", listed(&restored));
         trace.found.notes.push(note);
     }
 }
@@ -54,6 +53,7 @@ fn bias_type(trace: &Trace, n: usize) -> Option<(Elem, u64)> {
 /// A reader's traced node still names the value of the node that is gone; the modules that have lost all their parameters tell whose
 /// it was.
 pub fn duplicates(trace: &mut Trace) {
+    let mut separated = vec![];
     for group in trace.groups.clone() {
         let Some(fx) = group.last().and_then(|&n| trace.fx[n].clone()) else { continue };
         let bound: Vec<(Use, Binding)> = trace.found.uses.iter().filter(|(u, _)| group.contains(&u.node)).map(|(u, b)| (*u, *b)).collect();
@@ -80,7 +80,12 @@ pub fn duplicates(trace: &mut Trace) {
         for ((_, name), readers) in lost {
             let Some(parameters) = sibling(trace, &owner, &bound) else { break };
             split(trace, &group, &name, &readers, &bound, &parameters);
+            separated.push(trace.signature.parameters[parameters[0]].owner().0);
         }
+    }
+    if !separated.is_empty() {
+        let note = format!("merged with equal modules by the exporter, and separate again: {}", listed(&separated));
+        trace.found.notes.push(note);
     }
 }
 
@@ -126,6 +131,4 @@ fn split(trace: &mut Trace, group: &[usize], name: &str, readers: &[Use], bound:
             *input = to.clone();
         }
     }
-    let module = trace.signature.parameters[parameters[0]].owner().0;
-    trace.found.notes.push(format!("{module} had been merged with an equal module by the exporter and is separate again"));
 }

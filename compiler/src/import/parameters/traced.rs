@@ -4,7 +4,7 @@
 //! traced node form a group; the group's uses of initializers are matched with the names: first those whose initializer is known to
 //! be that parameter, then by role (the second argument of `aten.linear` is what the MatMul reads, the third what the Add reads).
 
-use super::{Binding, Form, Found, Use, restore};
+use super::{Binding, Form, Found, Use, listed, restore};
 use crate::import::model::{Initializer, Model, ModelNode};
 use crate::import::torch::{self, FxNode, Signature};
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -41,6 +41,7 @@ pub fn find(model: &mut Model, signature: &Signature) -> Found {
     let initializers = model.initializers.iter().enumerate().map(|(i, init)| (init.name.clone(), i)).collect();
     let mut trace = Trace { model, signature, fx, groups, initializers, values, found: Found { names, ..Found::default() } };
     trace.bind_named();
+    trace.bind_normalised();
     trace.bind_folded();
     restore::biases(&mut trace);
     trace.bind_phantoms();
@@ -69,6 +70,16 @@ impl Trace<'_> {
         }
     }
 
+    /// Weights that a batch normalisation was folded into keep their names.
+    fn bind_normalised(&mut self) {
+        let nodes: Vec<usize> = (0..self.model.nodes.len()).filter(|&n| is_normalised(&self.model.nodes[n])).collect();
+        for u in self.open_uses(&nodes) {
+            if let Some(parameter) = self.root(u) {
+                self.found.uses.insert(u, Binding { parameter, form: Form::Same });
+            }
+        }
+    }
+
     fn bind_where(
         &mut self,
         fx: &FxNode,
@@ -91,7 +102,8 @@ impl Trace<'_> {
             let Some(fx) = self.fx[group[0]].clone() else { continue };
             for u in self.open_uses(&group) {
                 let name = self.name(u);
-                let Some(parameter) = self.root(u).filter(|_| fx.reads().any(|r| r == name)) else { continue };
+                let read = |r: &str| r == name && self.reference(&fx, &group, u).is_none_or(|own| own == r);
+                let Some(parameter) = self.root(u).filter(|_| fx.reads().any(read)) else { continue };
                 let form = self.folded_form(torch::base(&name), u);
                 self.found.uses.insert(u, Binding { parameter, form });
             }
@@ -99,29 +111,44 @@ impl Trace<'_> {
     }
 
     /// Initializers that were computed from a parameter and then merged with an equal one: the traced name that the node reads is
-    /// gone, but its module owns exactly one parameter that nothing else reads.
+    /// gone, but its module owns parameters that nothing else reads.
     fn bind_phantoms(&mut self) {
         for group in self.groups.clone() {
             let Some(fx) = self.fx[group[0]].clone() else { continue };
             let Some(module) = torch::module(&self.model.nodes[group[0]]) else { continue };
             let phantoms = self.phantoms(&fx);
-            for u in self.open_uses(&group).into_iter().filter(|_| !phantoms.is_empty()) {
-                let missing: Vec<usize> =
-                    self.missing().into_iter().filter(|&p| self.signature.parameters[p].owner().0 == module).collect();
-                let (Some(root), [parameter]) = (self.root(u), &missing[..]) else { continue };
-                let like = torch::base(&self.name(u)).to_string();
-                let Some(phantom) = phantoms.iter().find(|p| torch::base(p) == like).or(phantoms.first()) else { continue };
-                if self.signature.parameters[root].owner().1 == self.signature.parameters[*parameter].owner().1 {
-                    let form = self.folded_form(torch::base(phantom), u);
-                    self.found.uses.insert(u, Binding { parameter: *parameter, form });
-                }
+            if phantoms.is_empty() {
+                continue;
+            }
+            let open: Vec<(Use, usize)> = self.open_uses(&group).into_iter().filter_map(|u| Some((u, self.root(u)?))).collect();
+            let missing = if open.is_empty() { vec![] } else { self.missing() };
+            let mut lost: Vec<usize> = missing.into_iter().filter(|&p| self.signature.parameters[p].owner().0 == module).collect();
+            let leaf = |p: usize| self.signature.parameters[p].owner().1;
+            if let Some(&alike) = lost.iter().find(|&&p| open.iter().any(|&(_, root)| leaf(p) == leaf(root))) {
+                lost.retain(|&p| leaf(p) == leaf(alike));
+            }
+            if lost.len() != open.len() {
+                continue;
+            }
+            for ((u, _), parameter) in open.into_iter().zip(lost) {
+                let name = self.name(u);
+                let like = |p: &&String| torch::base(p) == torch::base(&name);
+                let phantom = self.reference(&fx, &group, u).or_else(|| phantoms.iter().find(like).or(phantoms.first()).cloned());
+                let form = self.folded_form(torch::base(&phantom.unwrap_or_default()), u);
+                self.found.uses.insert(u, Binding { parameter, form });
             }
         }
     }
 
+    /// The traced name of what a use reads, where the node takes just what its traced node does.
+    fn reference(&self, fx: &FxNode, group: &[usize], u: Use) -> Option<String> {
+        let alone = group.len() == 1 && fx.reads().count() == self.model.nodes[u.node].inputs.len();
+        fx.reads().nth(u.input).filter(|_| alone).map(str::to_string)
+    }
+
     /// Names that a traced node reads but the graph does not have.
     pub fn phantoms(&self, fx: &FxNode) -> Vec<String> {
-        fx.reads().filter(|r| !self.values.contains(*r) && self.signature.placeholder(r).is_none()).map(str::to_string).collect()
+        fx.reads().filter(|r| !self.values.contains(*r) && !self.signature.is_input(r)).map(str::to_string).collect()
     }
 
     /// Parameters of the signature that no use is bound to, in order.
@@ -182,6 +209,7 @@ impl Trace<'_> {
             "t" | "transpose" | "permute" | "numpy_t" | "mt" if self.rank(u) == 2 => Form::Transposed,
             "expand" | "repeat" | "expand_as" => Form::Repeated,
             "add" => Form::PlusOne,
+            "embedding" if self.rank(u) >= 2 => Form::Rows,
             _ => Form::Same,
         }
     }
@@ -195,19 +223,28 @@ impl Trace<'_> {
                 readers.entry((module, leaf)).or_default().insert(b.parameter);
             }
         }
+        // Where a module reads a parameter that belongs to another (an embedding, its LM head's weight), the two are one.
+        let mut tied: HashSet<&str> = HashSet::new();
         let missing = self.missing();
         for &p in missing.iter().rev() {
             let (module, leaf) = self.signature.parameters[p].owner();
-            let by_reader = readers.get(&(module.to_string(), leaf.to_string())).filter(|r| r.len() == 1).and_then(|r| r.first().copied());
-            // The reader rule misses parameters that no module reads under its own name (`predictions.bias`, read by its `decoder`).
-            let below = |q: &usize| {
+            let by = readers.get(&(module.to_string(), leaf.to_string()));
+            if let Some(q) = by.filter(|by| by.len() == 1).and_then(|by| by.first().copied()).filter(|&q| q > p) {
+                tied.insert(self.signature.parameters[q].owner().0);
+                self.found.names[q] = self.signature.parameters[p].target.clone();
+                self.found.names[p] = String::new();
+            }
+        }
+        // A head whose weight is tied may have its bias under the name of the module around it (BERT's `predictions.bias`).
+        for &p in missing.iter().rev().filter(|&&p| !self.found.names[p].is_empty()).collect::<Vec<_>>() {
+            let (module, leaf) = self.signature.parameters[p].owner();
+            let child = |q: &usize| {
                 let (inner, same) = self.signature.parameters[*q].owner();
-                same == leaf && inner.strip_prefix(module).and_then(|rest| rest.strip_prefix('.')).is_some_and(|child| !child.contains('.'))
+                let below = inner.strip_prefix(module).and_then(|rest| rest.strip_prefix('.'));
+                same == leaf && tied.contains(inner) && below.is_some_and(|child| !child.contains('.'))
             };
-            let bound = (p + 1..self.signature.parameters.len()).filter(|q| !missing.contains(q));
-            let mut inner = bound.filter(below);
-            let by_place = inner.next().filter(|_| inner.next().is_none());
-            if let Some(q) = by_reader.or(by_place).filter(|&q| q > p) {
+            let mut bound = (p + 1..self.signature.parameters.len()).filter(|q| !missing.contains(q));
+            if let Some(q) = bound.find(child) {
                 self.found.names[q] = self.signature.parameters[p].target.clone();
                 self.found.names[p] = String::new();
             }
@@ -217,23 +254,21 @@ impl Trace<'_> {
     fn report(&mut self) {
         let lost: Vec<&str> = self.missing().into_iter().map(|p| self.found.names[p].as_str()).filter(|n| !n.is_empty()).collect();
         if !lost.is_empty() {
-            let list = lost.join(", ");
-            self.found
-                .notes
-                .push(format!("{} parameters of the exported program are not read by the graph and not trained: {list}", lost.len()));
+            let note = format!("not trained, because the graph does not show where they are read: {}", listed(&lost));
+            self.found.notes.push(note);
         }
-        let folded = self
-            .model
-            .nodes
-            .iter()
-            .filter(|n| n.metadata.get("pkg.onnxscript.rewriter.rule_name").is_some_and(|r| r.contains("FuseBatchNorm")));
-        let folded = folded.count();
+        let folded = self.model.nodes.iter().filter(|n| is_normalised(n)).count();
         if folded > 0 {
-            self.found.notes.push(format!(
-                "{folded} batch normalisations were folded into weights by the exporter; those weights are trained as they are"
-            ));
+            let note =
+                format!("{folded} batch normalisations were folded into weights by the exporter; those weights are trained as they are");
+            self.found.notes.push(note);
         }
     }
+}
+
+/// True for a product that the exporter folded a batch normalisation into.
+fn is_normalised(n: &ModelNode) -> bool {
+    n.metadata.get("pkg.onnxscript.rewriter.rule_name").is_some_and(|rules| rules.contains("FuseBatchNorm"))
 }
 
 fn flag(n: &ModelNode, name: &str) -> bool {
@@ -252,7 +287,9 @@ fn roles(target: &str) -> Option<Roles> {
     const LAYER_NORM: Roles =
         &[(2, "LayerNormalization", 1), (3, "LayerNormalization", 2), (2, "RMSNormalization", 1), (2, "Mul", EITHER), (3, "Add", EITHER)];
     const GROUP_NORM: Roles = &[(2, "GroupNormalization", 1), (3, "GroupNormalization", 2), (2, "Mul", EITHER), (3, "Add", EITHER)];
-    const BATCH_NORM: Roles = &[(1, "BatchNormalization", 1), (2, "BatchNormalization", 2)];
+    // Folded into the product before it, only the bias is left: it has the same gradient.
+    const BATCH_NORM: Roles =
+        &[(1, "BatchNormalization", 1), (2, "BatchNormalization", 2), (2, "Conv", 2), (2, "ConvTranspose", 2), (2, "Gemm", 2)];
     const INSTANCE_NORM: Roles = &[(1, "InstanceNormalization", 1), (2, "InstanceNormalization", 2)];
     const CONV: Roles = &[(1, "Conv", 1), (2, "Conv", 2), (1, "ConvTranspose", 1), (2, "ConvTranspose", 2), (2, "Add", EITHER)];
     const EMBEDDING: Roles = &[(0, "Gather", 0)];

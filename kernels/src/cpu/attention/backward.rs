@@ -96,12 +96,11 @@ impl<'a> KeyHead<'a> {
         let slot = &mut slot;
         let (queries, keys, d, dv) = (plan.queries(), plan.ld(), plan.depth, plan.v_depth);
         let sums = cut(slot, sums(plan));
-        let (dk_sums, dv_sums) = match plan.float {
-            Float::Bf16 => {
-                let (k, v) = sums.split_at_mut(plan.kv_len * d);
-                (Sums { ptr: k.as_mut_ptr(), ld: d }, Sums { ptr: v.as_mut_ptr(), ld: dv })
-            }
-            Float::F32 => [g.dk, g.dv].map(|t| Sums { ptr: t.at(batch, kv_head, 0).ptr.cast(), ld: t.heads.position as usize }).into(),
+        let (dk_sums, dv_sums) = if plan.float == Float::F32 {
+            [g.dk, g.dv].map(|t| Sums { ptr: t.at(batch, kv_head, 0).ptr.cast(), ld: t.heads.position as usize }).into()
+        } else {
+            let (k, v) = sums.split_at_mut(plan.kv_len * d);
+            (Sums { ptr: k.as_mut_ptr(), ld: d }, Sums { ptr: v.as_mut_ptr(), ld: dv })
         };
         let panels = [(queries, d), (queries, dv), (keys, d), (keys, dv)].map(|(rows, depth)| cut(slot, plan.panel(rows, depth)));
         KeyHead {
@@ -136,7 +135,7 @@ impl<'a> KeyHead<'a> {
                     self.queries(head, start..(start + QUERIES).min(plan.q_len));
                 }
             }
-            if plan.float == Float::Bf16 {
+            if plan.float != Float::F32 {
                 for row in 0..plan.kv_len {
                     let (dk, dv) = (self.g.dk.at(self.batch, self.kv_head, row), self.g.dv.at(self.batch, self.kv_head, row));
                     dk.store_row(std::slice::from_raw_parts(self.dk.at(row), plan.depth));

@@ -2,7 +2,6 @@
 
 use super::super::matrix::{Float, Operand};
 use crate::program::Window;
-use half::bf16;
 use std::ops::Range;
 
 /// Output columns `x` whose kernel column `s` reads inside the image, within a range.
@@ -141,8 +140,8 @@ pub(super) unsafe fn plane(x: Operand, len: usize, panel: &mut [f32]) -> &[f32] 
     unsafe {
         match x.float {
             Float::F32 => std::slice::from_raw_parts(x.ptr.cast(), len),
-            Float::Bf16 => {
-                crate::numerics::widen_bf16(std::slice::from_raw_parts(x.ptr.cast::<bf16>(), len), &mut panel[..len]);
+            _ => {
+                x.load_row(&mut panel[..len]);
                 &panel[..len]
             }
         }

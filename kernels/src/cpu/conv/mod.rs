@@ -63,7 +63,7 @@ impl<'a> Plan<'a> {
         plan.channels = match k.pass {
             ConvPass::Fprop => fit,
             // Every task has its own channels' image: in scratch for bf16.
-            ConvPass::Dgrad if float == Float::Bf16 => fit.min((SUMS / x_len.max(1)).max(1)),
+            ConvPass::Dgrad if float != Float::F32 => fit.min((SUMS / x_len.max(1)).max(1)),
             ConvPass::Dgrad => fit,
             ConvPass::Wgrad => fit.min(cig.div_ceil(ENOUGH.div_ceil(groups)).max(1)),
         };
@@ -189,7 +189,7 @@ impl<'a> Plan<'a> {
                 if args.bias.is_some() {
                     sums.iter_mut().for_each(|y| *y += bias);
                 }
-                if self.float == Float::Bf16 {
+                if self.float != Float::F32 {
                     y.at(row, 0).store_row(sums);
                 }
             }
@@ -210,7 +210,7 @@ impl<'a> Plan<'a> {
         unsafe {
             let sums = match self.float {
                 Float::F32 => std::slice::from_raw_parts_mut(dx.ptr.cast::<f32>(), chunk.len() * self.x_len),
-                Float::Bf16 => &mut sums[..chunk.len() * self.x_len],
+                _ => &mut sums[..chunk.len() * self.x_len],
             };
             sums.fill(0.0);
             let w = self.weights(args.w, group * self.cog, &chunk).view(self.cog, depth, panel_w);
@@ -220,7 +220,7 @@ impl<'a> Plan<'a> {
                 product(Shape { m: depth, n, k: self.cog }, panel.as_mut_ptr(), n, false, w.t(), dy, 1.0);
                 scatter(&self.k.window, &panel[..depth * n], n, p, sums);
             }
-            if self.float == Float::Bf16 {
+            if self.float != Float::F32 {
                 dx.store_row(sums);
             }
         }

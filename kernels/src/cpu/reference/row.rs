@@ -242,7 +242,7 @@ pub(super) fn erfc(t: f64) -> f64 {
 }
 
 /// A unary operator in f64, rounded once.
-pub(super) fn unary_f64(op: Unary, x: f64) -> f64 {
+pub(crate) fn unary_f64(op: Unary, x: f64) -> f64 {
     let phi = |x: f64| {
         let y = x * std::f64::consts::FRAC_1_SQRT_2;
         if y < -2.0 { 0.5 * erfc(-y) } else { 0.5 * (1.0 + erf(y)) }
@@ -280,6 +280,9 @@ pub(super) fn unary_f64(op: Unary, x: f64) -> f64 {
         Unary::Floor => x.floor(),
         Unary::Ceil => x.ceil(),
         Unary::Round => x.round_ties_even(),
+        // Limits, where the formulas have infinity times 0.
+        Unary::GeluErf | Unary::GeluTanh if x == f64::NEG_INFINITY => 0.0,
+        Unary::GeluErfGrad | Unary::GeluTanhGrad if x.is_infinite() => f64::from(u8::from(x > 0.0)),
         Unary::GeluErf => x * phi(x),
         Unary::GeluErfGrad => phi(x) + x * (-0.5 * x * x).exp() / std::f64::consts::TAU.sqrt(),
         Unary::GeluTanh => x * gate(x),

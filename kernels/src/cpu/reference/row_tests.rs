@@ -518,7 +518,6 @@ fn check_random(seed: u64) -> Result<(), TestCaseError> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
     #[test]
     fn random_programs_agree_with_the_reference(seed: u64) {
         check_random(seed)?;

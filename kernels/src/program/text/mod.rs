@@ -56,7 +56,8 @@ mod tests {
     fn example(family: u8, n: [u64; 6], flags: [bool; 3]) -> Kernel {
         let dtype = if flags[0] { DType::F32 } else { DType::Bf16 };
         let epilogue = Epilogue { bias: flags[1].then_some(dtype), accumulate: flags[2] };
-        let window = Window { input: [n[0], n[1]], output: [n[2], n[3]], kernel: [n[4], 1], stride: [1, 2], dilation: [1, 1], pad: [n[5], 0] };
+        let window =
+            Window { input: [n[0], n[1]], output: [n[2], n[3]], kernel: [n[4], 1], stride: [1, 2], dilation: [1, 1], pad: [n[5], 0] };
         let heads = |i: usize| Heads { elements: n[i], offset: n[5 - i], batch: n[0], head: n[1], position: n[2] };
         let matrix = |i: usize| Matrix {
             dtype,
