@@ -30,7 +30,8 @@ fn input(w: &Window, dim: usize, output: usize, tap: usize) -> usize {
 fn padded(w: &Window, dim: usize, output: usize, pad_end: u64) -> usize {
     let origin = (output as u64 * w.stride[dim]) as i64 - w.pad[dim] as i64;
     let end = (w.input[dim] + pad_end) as i64;
-    (0..w.kernel[dim] as i64).filter(|tap| origin + tap * (w.dilation[dim] as i64) < end).count()
+    let before = if origin >= end { 0 } else { (end - 1 - origin) / w.dilation[dim] as i64 + 1 };
+    before.min(w.kernel[dim] as i64) as usize
 }
 
 struct Plan<'a> {

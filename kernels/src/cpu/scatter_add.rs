@@ -44,7 +44,8 @@ impl<'a> Plan<'a> {
         let sums = if self.dst.float == Float::F32 { 0 } else { self.columns * self.k.extent as usize };
         let src = if self.src.float == Float::F32 { 0 } else { self.columns };
         Tasks {
-            count: self.k.outer as usize * (self.k.inner as usize).div_ceil(self.columns),
+            // Without a destination there is nothing to write.
+            count: if self.k.extent == 0 { 0 } else { self.k.outer as usize * (self.k.inner as usize).div_ceil(self.columns) },
             floats: (sums + src) as u64,
             flops: 4 * self.k.outer * self.k.inner * (self.k.picks + self.k.extent),
         }

@@ -21,7 +21,8 @@ pub(super) fn tasks(plan: &Plan) -> Tasks {
     let panels = plan.panel(queries, d) + plan.panel(queries, dv) + plan.panel(keys, d) + plan.panel(keys, dv);
     let scores = queries * keys * if plan.cap.is_some() { 3 } else { 2 };
     Tasks {
-        count: (plan.k.batch * plan.k.kv_heads) as usize,
+        // Without positions there is nothing to write.
+        count: if plan.q_len.max(plan.kv_len) == 0 { 0 } else { (plan.k.batch * plan.k.kv_heads) as usize },
         floats: (sums(plan) + panels + scores + queries * (d + 2) + 2 * dv + keys) as u64,
         flops: plan.flops(5),
     }
@@ -166,7 +167,7 @@ impl<'a> KeyHead<'a> {
             for start in seen.clone().step_by(KEYS) {
                 self.block(head, &queries, start..(start + KEYS).min(seen.end), q, d_o);
             }
-            for (row, dq) in self.dq.chunks_exact(plan.depth).take(rows).enumerate() {
+            for (row, dq) in self.dq.chunks_exact(plan.depth.max(1)).take(rows).enumerate() {
                 self.g.dq.at(batch, head, first + row).store_row(dq);
             }
         }

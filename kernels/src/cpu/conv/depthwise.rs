@@ -34,6 +34,10 @@ impl Unit {
         if w.stride != [1, 1] || (0..2).any(|d| pad[d] > reach[d]) {
             return None;
         }
+        // A reach far beyond the image would make padding larger than what it saves.
+        if (0..2).any(|d| reach[d] > 2 * input[d] + 64) {
+            return None;
+        }
         let x = Padded::new(output, taps, dilation, pad, input);
         let dy = Padded::new(input, taps, dilation, [reach[0] - pad[0], reach[1] - pad[1]], output);
         Some(Unit { taps, dilation, x, dy, y_ld: output[1].next_multiple_of(16), x_ld: input[1].next_multiple_of(16) })

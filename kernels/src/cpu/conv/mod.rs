@@ -70,13 +70,29 @@ impl<'a> Plan<'a> {
         plan.channels = plan.channels.clamp(1, cig.max(1));
         if k.pass == ConvPass::Wgrad {
             let tasks = groups * cig.div_ceil(plan.channels);
-            plan.couts = cog.div_ceil(ENOUGH.div_ceil(tasks.max(1))).max(32).min(cog);
+            plan.couts = cog.div_ceil(ENOUGH.div_ceil(tasks.max(1))).max(32).min(cog).max(1);
         }
         Ok(plan)
     }
 
     fn flops(&self) -> u64 {
         2 * self.k.batch * (self.cout * self.cig * self.taps) as u64 * self.y_len as u64
+    }
+
+    /// Elements of the output.
+    fn out_len(&self) -> usize {
+        let k = self.k;
+        match k.pass {
+            ConvPass::Fprop => k.batch as usize * self.cout * self.y_len,
+            ConvPass::Dgrad => k.batch as usize * self.cin * self.x_len,
+            ConvPass::Wgrad => self.cout * self.cig * self.taps,
+        }
+    }
+
+    /// Whether no product contributes: the output is the bias, or zero.
+    fn blank(&self) -> bool {
+        let image = |channels: usize, len: usize| self.k.batch as usize * channels * len == 0;
+        image(self.cin, self.x_len) || image(self.cout, self.y_len) || self.cout * self.cig * self.taps == 0
     }
 
     fn blocks(&self) -> usize {
@@ -98,6 +114,10 @@ impl<'a> Plan<'a> {
     }
 
     fn tasks(&self) -> Tasks {
+        if self.blank() {
+            let planes = if self.k.pass == ConvPass::Fprop { self.k.batch as usize * self.cout } else { 1 };
+            return Tasks { count: if self.out_len() == 0 { 0 } else { planes }, floats: 0, flops: self.out_len() as u64 };
+        }
         if depthwise::suits(self) {
             return depthwise::tasks(self);
         }
@@ -249,9 +269,22 @@ impl<'a> Plan<'a> {
                 accumulate = true;
             }
         }
-        if !accumulate {
-            // SAFETY: as above.
-            (0..m).for_each(|row| unsafe { std::slice::from_raw_parts_mut(dw.at(row, 0).ptr.cast::<f32>(), n).fill(0.0) });
+    }
+
+    /// Fills an output that no product contributes to: a plane with its bias, or all with zero.
+    unsafe fn fill(&self, args: &Args, task: usize) {
+        let (out, len) = match self.k.pass {
+            ConvPass::Fprop => (args.y.offset((task * self.y_len) as isize), self.y_len),
+            ConvPass::Dgrad => (args.x, self.out_len()),
+            ConvPass::Wgrad => (args.w, self.out_len()),
+        };
+        let mut bias = [0.0];
+        // SAFETY: one bias for each output channel; the plane is this task's own.
+        unsafe {
+            if let Some(operand) = args.bias {
+                operand.at(task % self.cout, 0).load_row(&mut bias);
+            }
+            (0..len).for_each(|i| out.at(i, 0).store_row(&bias));
         }
     }
 
@@ -261,6 +294,7 @@ impl<'a> Plan<'a> {
         // SAFETY: the caller's promise.
         unsafe {
             match self.k.pass {
+                _ if self.blank() => self.fill(args, task),
                 _ if depthwise::suits(self) => depthwise::run(self, args, task, slot),
                 ConvPass::Fprop => self.fprop(args, task, slot),
                 ConvPass::Dgrad => self.dgrad(args, task, slot),
