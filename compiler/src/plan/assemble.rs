@@ -46,10 +46,12 @@ pub fn assemble(graph: &Graph, program: &Program, schedule: &Schedule, packing: 
             t.shape = graph.parameters[*p].ty.shape.clone();
         }
     }
+    // Likewise an output's shape is the graph's.
+    let shape_of = |name: &String| graph.outputs.iter().find(|o| o.name == *name).map(|o| graph.ty(o.value).shape.clone());
     let output = |name: &String, b: BufferId| plan::Port {
         name: name.clone(),
         dtype: program.buffers[b.0 as usize].ty.dtype,
-        shape: program.buffers[b.0 as usize].ty.shape.clone(),
+        shape: shape_of(name).unwrap_or_else(|| program.buffers[b.0 as usize].ty.shape.clone()),
         tensor: a.final_tensor(b),
         bound: None,
         ignore: None,
