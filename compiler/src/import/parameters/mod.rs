@@ -9,6 +9,7 @@ mod apply;
 mod forms;
 mod plain;
 mod restore;
+mod scripted;
 mod traced;
 
 use super::model::{Initializer, Model};
