@@ -19,8 +19,7 @@ pub fn ptx(plan: &mut Plan, archs: &[String]) -> Result<BTreeMap<(String, String
             "sm_90a" => Arch::Sm90a,
             _ => return Err(Error::Usage(format!("'{name}' is no chip that PTX is emitted for"))),
         };
-        let modules: Vec<_> =
-            plan.kernels.par_iter().map(|k| generate(&k.kernel, &k.name, arch)).collect::<Result<_, _>>()?;
+        let modules: Vec<_> = plan.kernels.par_iter().map(|k| generate(&k.kernel, &k.name, arch)).collect::<Result<_, _>>()?;
         for (entry, module) in plan.kernels.iter_mut().zip(modules) {
             entry.launches.insert(name.clone(), module.launches);
             texts.insert((entry.name.clone(), name.clone()), module.text);

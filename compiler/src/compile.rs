@@ -1,7 +1,8 @@
 //! A model to a plan: the passes, in order.
 
+use crate::compose::compose;
 use crate::cost::DeviceProfile;
-use crate::decide::ladder::{Ladder, ladder};
+use crate::decide::ladder::Ladder;
 use crate::decide::policy::Policy;
 use crate::decide::{formats, ladder};
 use crate::differentiate::{Optimizer, TrainOptions, differentiate, untrained};
@@ -31,6 +32,8 @@ pub struct CompileOptions {
     pub archs: Vec<String>,
     pub precision: Precision,
     pub policy: Policy,
+    /// Rounds E4M3 scales up to powers of two instead of keeping them exact.
+    pub power_of_two_scales: bool,
     pub optimizer: Optimizer,
     pub state: DType,
     pub accumulation: u32,
@@ -64,7 +67,9 @@ pub fn stages(model: &Path, options: &CompileOptions) -> Result<Stages, Error> {
     verified("import", &imported.graph)?;
     let recognised = recognise(imported.graph.clone())?;
     verified("recognise", &recognised)?;
-    let stored = storage(recognised.clone(), options.precision)?;
+    let composed = compose(&recognised)?;
+    verified("compose", &composed)?;
+    let stored = storage(composed, options.precision)?;
     verified("storage", &stored)?;
     let joint = match options.import.infer {
         true => stored,
@@ -75,7 +80,7 @@ pub fn stages(model: &Path, options: &CompileOptions) -> Result<Stages, Error> {
     };
     verified("differentiate", &joint)?;
     let joint = match options.precision {
-        Precision::Fp8 => formats::formats(joint, &options.policy, options.target != "cpu")?,
+        Precision::Fp8 => formats::formats(joint, &options.policy, options.power_of_two_scales)?,
         _ => joint,
     };
     verified("formats", &joint)?;
@@ -95,7 +100,7 @@ pub fn compile(model: &Path, options: &CompileOptions) -> Result<Compiled, Error
     let ladder = ladder::ladder(&program, &facts, &seconds);
     let budget = options.budget.unwrap_or(u64::MAX);
     let rung = ladder.choose(&program, budget)?;
-    let header = header(model, options, &imported, budget.min(u64::MAX));
+    let header = header(model, options, &imported, budget);
     let mut plan = assemble(&joint, &program, &rung.schedule, &rung.packing, &seconds, header);
     let units: Vec<u32> = rung.schedule.events.iter().map(|e| e.unit).collect();
     let replayed = check::replay(&program, &plan, &units)?;

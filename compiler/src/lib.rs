@@ -4,6 +4,7 @@ pub mod check;
 pub mod cli;
 pub mod codegen;
 pub mod compile;
+pub mod compose;
 pub mod cost;
 pub mod decide;
 pub mod differentiate;

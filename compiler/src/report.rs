@@ -28,8 +28,8 @@ pub fn report(
     let bytes = |b: &BufferId| program.buffers[b.0 as usize].ty.bytes();
     let late = &ladder.ways.roots;
     let sum = |keep: bool| late.iter().filter(|b| keeps(b) == keep).map(bytes).sum::<u64>();
-    let decisions =
-        [("keep", sum(true)), ("keep_e4m3", kept_e4m3(program, rung, late)), ("offload", 0), ("recompute", sum(false))].map(|(k, v)| (k.to_string(), v));
+    let decisions = [("keep", sum(true)), ("keep_e4m3", kept_e4m3(program, rung, late)), ("offload", 0), ("recompute", sum(false))]
+        .map(|(k, v)| (k.to_string(), v));
     let everything = ladder.everything_kept(program, facts);
     Report {
         baseline_peak_bytes: baseline_peak(graph, program, &everything),

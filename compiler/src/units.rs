@@ -45,6 +45,9 @@ pub struct Unit {
 pub struct Program {
     pub buffers: Vec<Buffer>,
     pub units: Vec<Unit>,
+    /// Other ways to make single forward buffers, for the backward pass: each writes one buffer that a unit made together with others,
+    /// reads those others where it can, and gives the same bits. None of them folds, so that all are cheap.
+    pub again: Vec<Unit>,
     /// Buffer of each named output, in the graph's order.
     pub outputs: Vec<(String, BufferId)>,
     pub loss: Option<BufferId>,

@@ -163,6 +163,10 @@ fn read_state(path: &Path) -> Result<State, Error> {
     if state.version != VERSION {
         return Err(fault(format!("the checkpoint has version {}, this runtime reads {VERSION}", state.version)));
     }
+    let counts = [state.position.step, state.position.samples, state.position.skipped, state.updates];
+    if counts.iter().any(|&n| n > 1 << 53) || !state.loss_scale.scale.is_normal() || state.loss_scale.scale < 0.0 {
+        return Err(fault(format!("{STATE} holds numbers that no training reaches")));
+    }
     for name in [MODEL, OPTIMIZER] {
         let bytes = fs::metadata(path.join(name)).map(|m| m.len()).ok();
         if bytes != state.files.get(name).copied() || bytes.is_none() {
@@ -201,13 +205,28 @@ pub fn load(session: &mut Session, path: &Path) -> Result<Position, Error> {
     Ok(state.position)
 }
 
-/// Loads the parameters alone, for `run` and `export`: a checkpoint's folder, or any safetensors file with PyTorch's names.
+/// Loads the parameters alone, for `run` and `export`: from a checkpoint, the newest of a folder of checkpoints, or any safetensors
+/// file with PyTorch's names.
 ///
 /// # Errors
 /// [`Error::Data`] when a parameter is missing or does not fit.
 pub fn load_parameters(session: &mut Session, path: &Path) -> Result<(), Error> {
-    let file = if path.is_dir() { path.join(MODEL) } else { path.to_path_buf() };
-    read_model(session, &TensorFile::open(&file)?)
+    read_model(session, &TensorFile::open(&model_file(path)?)?)
+}
+
+/// The file that [`load_parameters`] reads.
+///
+/// # Errors
+/// [`Error::Checkpoint`] for a folder without a complete checkpoint.
+pub fn model_file(path: &Path) -> Result<PathBuf, Error> {
+    if !path.is_dir() {
+        return Ok(path.to_path_buf());
+    }
+    if path.join(MODEL).exists() {
+        return Ok(path.join(MODEL));
+    }
+    let none = || Error::Checkpoint { path: path.to_path_buf(), reason: "there is no complete checkpoint in this folder".into() };
+    Ok(latest(path)?.ok_or_else(none)?.join(MODEL))
 }
 
 fn read_model(session: &mut Session, model: &TensorFile) -> Result<(), Error> {

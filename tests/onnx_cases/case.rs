@@ -13,10 +13,19 @@ pub struct Case {
     pub outputs: Vec<Named>,
 }
 
-/// A named tensor; no data where the value is not a tensor of a known type.
+/// A named tensor; nothing where the value is not a tensor of a known type.
 pub struct Named {
     pub name: String,
-    pub data: Option<ConstData>,
+    /// Element type, shape and little-endian elements.
+    pub tensor: Option<(Elem, Vec<u64>, Vec<u8>)>,
+}
+
+impl Named {
+    /// The elements as the graph stores them.
+    pub fn stored(&self) -> Option<ConstData> {
+        let (elem, shape, bytes) = self.tensor.as_ref()?;
+        fp8c::import::onnx::constant(*elem, shape, bytes.clone()).ok()
+    }
 }
 
 impl Case {
@@ -36,9 +45,9 @@ impl Case {
 fn named(v: &Value, blob: &[u8]) -> Option<Named> {
     let elem = Elem::from_onnx(v["elem"].as_i64()? as i32);
     let name = v["name"].as_str()?.to_string();
-    let Some(shape) = v["shape"].as_array() else { return Some(Named { name, data: None }) };
+    let Some(shape) = v["shape"].as_array() else { return Some(Named { name, tensor: None }) };
     let shape = shape.iter().map(Value::as_u64).collect::<Option<Vec<_>>>()?;
     let start = v["offset"].as_u64()? as usize;
     let bytes = blob.get(start..start + v["bytes"].as_u64()? as usize)?.to_vec();
-    Some(Named { name, data: fp8c::import::onnx::constant(elem, &shape, bytes).ok() })
+    Some(Named { name, tensor: Some((elem, shape, bytes)) })
 }

@@ -45,6 +45,12 @@ pub enum PrecisionArg {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ScaleArg {
+    Exact,
+    Pow2,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum OptimizerArg {
     Adamw,
     Sgd,
@@ -117,6 +123,9 @@ pub struct Compile {
     /// JSON file: formats by layer glob and pass.
     #[arg(long, value_name = "FILE")]
     pub precision_policy: Option<PathBuf>,
+    /// E4M3 scales: exact, or rounded up to powers of two.
+    #[arg(long, value_enum, default_value = "exact")]
+    pub scales: ScaleArg,
     #[arg(long, value_enum, default_value = "adamw")]
     pub optimizer: OptimizerArg,
     /// Format of the optimizer's state; default f32 under --precision f32, else bf16.

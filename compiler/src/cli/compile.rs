@@ -1,6 +1,6 @@
 //! `fp8c compile` and `fp8c check`.
 
-use super::args::{Check, Compile, EmitArg, ModelArgs, OptimizerArg, PrecisionArg, StateArg};
+use super::args::{Check, Compile, EmitArg, ModelArgs, OptimizerArg, PrecisionArg, ScaleArg, StateArg};
 use super::failure::Failure;
 use super::size::show;
 use super::{Done, Output};
@@ -56,8 +56,16 @@ fn summary(c: &Compiled, path: &std::path::Path, seconds: f64) {
         eprintln!("             least budget {} ({} bytes)", show(r.least_budget_bytes), r.least_budget_bytes);
     }
     let archs: Vec<&String> = plan.kernels.first().map(|k| k.launches.keys().collect()).unwrap_or_default();
-    let archs = if archs.is_empty() { "no PTX".to_string() } else { format!("PTX for {}", archs.iter().map(|s| s.as_str()).collect::<Vec<_>>().join(", ")) };
-    eprintln!("  kernels    {} distinct, {} launches a step, {archs}", plan.kernels.len(), plan.schedule.micro.len() + plan.schedule.update.len());
+    let archs = if archs.is_empty() {
+        "no PTX".to_string()
+    } else {
+        format!("PTX for {}", archs.iter().map(|s| s.as_str()).collect::<Vec<_>>().join(", "))
+    };
+    eprintln!(
+        "  kernels    {} distinct, {} launches a step, {archs}",
+        plan.kernels.len(),
+        plan.schedule.micro.len() + plan.schedule.update.len()
+    );
 }
 
 fn budget(bytes: u64) -> String {
@@ -110,6 +118,7 @@ fn options(a: &Compile) -> Result<CompileOptions, Failure> {
         archs,
         precision,
         policy,
+        power_of_two_scales: a.scales == ScaleArg::Pow2,
         optimizer,
         state,
         accumulation: a.grad_accumulation,

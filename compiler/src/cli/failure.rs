@@ -4,6 +4,8 @@ use super::size::show;
 use crate::Error;
 use std::fmt;
 
+const PATH_HINT: &str = "check the path, its permissions and the free space";
+
 /// An error with its hint and exit status.
 #[derive(Debug)]
 pub struct Failure {
@@ -29,6 +31,16 @@ impl Failure {
     }
 }
 
+impl From<clap::Error> for Failure {
+    fn from(e: clap::Error) -> Self {
+        // The first paragraph says what is wrong, the others how the command is used.
+        let text = e.render().to_string();
+        let first = text.split("\n\n").next().unwrap_or_default();
+        let words: Vec<&str> = first.trim_start_matches("error:").split_whitespace().collect();
+        Failure::usage(words.join(" "), "see `fp8c --help`, or `fp8c COMMAND --help`")
+    }
+}
+
 impl From<Error> for Failure {
     fn from(e: Error) -> Self {
         let (message, hint, status) = match e {
@@ -50,13 +62,16 @@ impl From<Error> for Failure {
             }
             Error::Usage(m) => (m, Some("see `fp8c --help` and the user guide in docs/guide.md".to_string()), 2),
             Error::Runtime(e) => return e.into(),
-            Error::Verify { pass, reason } => {
-                (format!("internal error after {pass}: {reason}"), Some("this is a fault of fp8c; please report it with the model".into()), 1)
-            }
+            Error::Verify { pass, reason } => (
+                format!("internal error after {pass}: {reason}"),
+                Some("this is a fault of fp8c; please report it with the model".into()),
+                1,
+            ),
             Error::Model { path, reason } => {
                 (format!("{path}: {reason}"), Some("export the model again; `fp8c check MODEL` tells whether it can be compiled".into()), 1)
             }
-            other => (other.to_string(), None, 1),
+            Error::Io { .. } => (e.to_string(), Some(PATH_HINT.into()), 1),
+            other => (other.to_string(), Some("`fp8c check MODEL` lists what a model needs".into()), 1),
         };
         Failure { message, hint, status }
     }
@@ -72,7 +87,8 @@ impl From<fp8c_runtime::Error> for Failure {
             E::Device(_) => (Some("`fp8c devices` lists what is here; --device cpu always works"), 1),
             E::Diverged(_) => (Some("lower --lr, raise --warmup, set --grad-clip 1, or use --loss-scale dynamic"), 1),
             E::Usage(_) => (Some("see `fp8c train --help`"), 2),
-            _ => (None, 1),
+            E::Io { .. } => (Some(PATH_HINT), 1),
+            _ => (Some("compile the model again with this version of fp8c"), 1),
         };
         Failure { message: e.to_string(), hint: hint.map(str::to_string), status }
     }

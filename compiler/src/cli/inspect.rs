@@ -34,9 +34,8 @@ pub fn document(plan: &Plan) -> Value {
         let t = &plan.tensors[p.tensor.0 as usize];
         json!({ "name": p.name, "shape": p.shape, "dtype": t.dtype, "trainable": p.trainable, "tier": t.tier })
     });
-    let kernels = plan.kernels.iter().map(|k| {
-        json!({ "name": k.name, "family": k.kernel.family(), "archs": k.launches.keys().collect::<Vec<_>>() })
-    });
+    let kernels =
+        plan.kernels.iter().map(|k| json!({ "name": k.name, "family": k.kernel.family(), "archs": k.launches.keys().collect::<Vec<_>>() }));
     let port = |p: &fp8c_runtime::plan::Port| json!({ "name": p.name, "dtype": p.dtype, "shape": p.shape });
     json!({
         "schema": plan.schema,
@@ -76,9 +75,8 @@ fn text(plan: &Plan) -> String {
     for p in &plan.outputs {
         out.push(format!("output      {} {}{:?}", p.name, p.dtype, p.shape));
     }
-    let elements = |trained: bool| -> u64 {
-        plan.parameters.iter().filter(|p| p.trainable == trained).map(|p| p.shape.iter().product::<u64>()).sum()
-    };
+    let elements =
+        |trained: bool| -> u64 { plan.parameters.iter().filter(|p| p.trainable == trained).map(|p| p.shape.iter().product::<u64>()).sum() };
     out.push(format!("parameters  {} trained, {} not", elements(true), elements(false)));
     if plan.loss.is_some() {
         out.push(format!(

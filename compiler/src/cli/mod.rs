@@ -21,9 +21,13 @@ pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) => {
-            // Help and version are answers, the rest is usage; clap prints both where they belong.
-            let _ = e.print();
-            return if e.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
+            if !e.use_stderr() {
+                // Help and version are answers.
+                let _ = e.print();
+                return ExitCode::SUCCESS;
+            }
+            eprintln!("{}", Failure::from(e));
+            return ExitCode::from(2);
         }
     };
     let output = Output { json: cli.json, quiet: cli.quiet || cli.json };

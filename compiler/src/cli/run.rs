@@ -3,11 +3,11 @@
 use super::args::Run;
 use super::size::show;
 use super::{Done, Output};
+use fp8c_runtime::checkpoint;
 use fp8c_runtime::device::{DeviceChoice, devices as list};
 use fp8c_runtime::plan::PlanFile;
 use fp8c_runtime::session::{Session, SessionOptions};
 use fp8c_runtime::tensors::{TensorFile, write_tensors};
-use fp8c_runtime::checkpoint;
 
 /// One pass over tensors from a file.
 pub fn run(a: &Run, output: Output) -> Done {

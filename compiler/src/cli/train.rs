@@ -43,14 +43,8 @@ fn options(a: &Train, precision: &str) -> Result<TrainOptions, Failure> {
         None => LossScaling::default_for(precision),
     };
     let beta = |i: usize| a.betas.get(i).copied().unwrap_or([0.9, 0.999][i]);
-    let hyper = Hyper {
-        learning_rate: a.lr,
-        betas: [beta(0), beta(1)],
-        eps: a.eps,
-        weight_decay: a.weight_decay,
-        clip: a.grad_clip,
-        loss_scaling,
-    };
+    let hyper =
+        Hyper { learning_rate: a.lr, betas: [beta(0), beta(1)], eps: a.eps, weight_decay: a.weight_decay, clip: a.grad_clip, loss_scaling };
     hyper.validate()?;
     let shape: Shape = a.schedule.parse()?;
     let checkpoint = a.checkpoint.clone().map(|folder| CheckpointOptions {

@@ -187,10 +187,10 @@ impl Rewriter<'_> {
         for ((operand, transposed), weight, left) in [(site.a, false, true), (site.b, site.weight, false)] {
             let key = source(self.old, operand);
             let layout = self.demands.get(&key).map_or(Layout::Rows, |d| d.layout());
-            if !quantized.contains_key(&key) {
+            if let std::collections::hash_map::Entry::Vacant(e) = quantized.entry(key) {
                 let v = map[key.index()].ok_or_else(|| Error::graph(&node.site, "reads a value before it is made"))?;
                 let made = self.quantize(v, layout, node.epoch, &node.site)?;
-                quantized.insert(key, made);
+                e.insert(made);
             }
             let made = &quantized[&key];
             let second = match layout {

@@ -16,7 +16,7 @@ use crate::units::Program;
 use rayon::prelude::*;
 
 /// Budgets tried between the least and the largest peak.
-const RUNGS: u64 = 24;
+const RUNGS: u64 = 12;
 
 /// Rounds of local search that each packing gets.
 const PACKING_ROUNDS: usize = 200;

@@ -31,7 +31,7 @@ fn trained_bias(b: &mut Backward, p: &Primal, a: &AttentionOp, bias: ValueId, dy
     let dp = b.emit(scores, &[dy, v])?;
     let terms = b.emit(Op::Map(Expr::binary(Binary::Mul), DType::F32), &[dy, o])?;
     let delta = b.sum(terms, vec![3])?;
-    let mut e = expr::Builder::default();
+    let mut e = crate::graph::expr::Builder::default();
     let [z_, bias_, lse_, dp_, delta_] = [0, 1, 2, 3, 4].map(|i| e.operand(i));
     let scale = e.float(f32::from_bits(a.scale.0));
     let scaled = e.binary(Binary::Mul, z_, scale);

@@ -191,12 +191,18 @@ impl Backward {
         if self.graph.ty(v).dtype == dtype { Ok(v) } else { self.emit(Op::Map(Expr::identity(), dtype), &[v]) }
     }
 
-    /// The value that this one widens, if it is a bf16 value in f32: what takes either format reads it without the detour.
-    pub fn unwidened(&self, v: ValueId) -> ValueId {
+    /// The value that this one widens, if it is a bf16 value in f32: what takes either format reads it without the detour. Looks
+    /// through views.
+    pub fn unwidened(&mut self, v: ValueId) -> Result<ValueId, Error> {
         let node = self.graph.def(v);
-        match &node.op {
-            Op::Map(e, DType::F32) if *e == Expr::identity() && self.graph.ty(node.inputs[0]).dtype == DType::Bf16 => node.inputs[0],
-            _ => v,
+        match node.op.clone() {
+            Op::Map(e, DType::F32) if e == Expr::identity() && self.graph.ty(node.inputs[0]).dtype == DType::Bf16 => Ok(node.inputs[0]),
+            op @ (Op::Reshape(_) | Op::Transpose(_) | Op::Broadcast(_)) if node.epoch == Epoch::Backward => {
+                let source = node.inputs[0];
+                let narrow = self.unwidened(source)?;
+                if narrow == source { Ok(v) } else { self.emit(op, &[narrow]) }
+            }
+            _ => Ok(v),
         }
     }
 
@@ -220,7 +226,7 @@ impl Backward {
         if axes.is_empty() {
             return Ok(v);
         }
-        let v = self.unwidened(v);
+        let v = self.unwidened(v)?;
         self.emit(Op::Reduce { op: Fold::Sum, axes, dtype: DType::F32 }, &[v])
     }
 

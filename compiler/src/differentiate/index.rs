@@ -10,7 +10,7 @@ pub(super) fn rule(b: &mut Backward, p: &Primal, dy: ValueId) -> Result<(), Erro
         Op::Take => {
             let extent = b.shape(x)[1];
             let dtype = b.dtype(x);
-            let dy = b.unwidened(dy);
+            let dy = b.unwidened(dy)?;
             b.emit(Op::PutAdd { extent, dtype }, &[dy, p.inputs[1]])?
         }
         Op::MaskGradient => {

@@ -1,12 +1,12 @@
 //! Scalar expressions: reverse mode over the expression itself.
 
 use super::backward::{Backward, Primal};
-use super::expr::{Builder, Term, renumbered};
 use super::*;
+use crate::graph::expr::{Builder, Term, renumbered};
 use fp8c_kernels::program::{Binary, Kind, Literal, Unary};
 
 pub(super) fn rule(b: &mut Backward, p: &Primal, expr: &Expr, dy: ValueId) -> Result<(), Error> {
-    let dy = b.unwidened(dy);
+    let dy = b.unwidened(dy)?;
     let mut operands = Operands::of(b, p);
     let mut adjoints = adjoints(b, expr, &mut operands)?;
     let whole = b.shape(p.results[0]);

@@ -19,7 +19,6 @@
 mod attention;
 mod backward;
 mod conv;
-mod expr;
 mod index;
 mod loss;
 mod map;

@@ -14,6 +14,7 @@
 mod build;
 pub mod edit;
 pub mod eval;
+pub(crate) mod expr;
 pub mod infer;
 mod op;
 pub mod parse;

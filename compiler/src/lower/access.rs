@@ -68,8 +68,8 @@ pub(super) fn axes(access: &Access, space: &[u64], shape: &[u64]) -> Result<Vec<
         axis.offset = origin / strides[d] % shape[d].max(1) as i64;
     }
     let mut bounds: Vec<(i64, i64)> = out.iter().map(|a| (a.offset, a.offset)).collect();
-    for j in 0..space.len() {
-        let (span, stride) = (ranges[j].1 - ranges[j].0 - 1, access.strides[j]);
+    for (j, range) in ranges.iter().enumerate().take(space.len()) {
+        let (span, stride) = (range.1 - range.0 - 1, access.strides[j]);
         if span == 0 || stride == 0 {
             continue;
         }
@@ -83,7 +83,7 @@ pub(super) fn axes(access: &Access, space: &[u64], shape: &[u64]) -> Result<Vec<
             return Err(split(access, space, j, shape[d] as i64, c.abs()));
         }
         out[d].coefficients[j] = c;
-        out[d].offset -= c * ranges[j].0;
+        out[d].offset -= c * range.0;
         let bound = &mut bounds[d];
         *bound = (bound.0 + (c * span).min(0), bound.1 + (c * span).max(0));
     }
@@ -95,7 +95,7 @@ pub(super) fn axes(access: &Access, space: &[u64], shape: &[u64]) -> Result<Vec<
 fn split(access: &Access, space: &[u64], j: usize, extent: i64, step: i64) -> Blocked {
     let inner = (extent / step) as u64;
     let guarded = access.guards.iter().any(|g| g.dim as usize == j);
-    match extent % step == 0 && !guarded && inner > 1 && inner < space[j] && space[j] % inner == 0 {
+    match extent % step == 0 && !guarded && inner > 1 && inner < space[j] && space[j].is_multiple_of(inner) {
         true => Blocked::Split { dim: j, inner },
         false => Blocked::Opaque,
     }
@@ -245,8 +245,12 @@ mod tests {
                     let p = point(to, n);
                     match op {
                         Op::Reshape(_) => data[n as usize],
-                        Op::Transpose(perm) => pick(&(0..p.len()).map(|d| p[perm.iter().position(|&q| q == d).unwrap()]).collect::<Vec<_>>()),
-                        Op::Slice { starts, steps, .. } => pick(&p.iter().zip(starts).zip(steps).map(|((i, a), s)| a + i * s).collect::<Vec<_>>()),
+                        Op::Transpose(perm) => {
+                            pick(&(0..p.len()).map(|d| p[perm.iter().position(|&q| q == d).unwrap()]).collect::<Vec<_>>())
+                        }
+                        Op::Slice { starts, steps, .. } => {
+                            pick(&p.iter().zip(starts).zip(steps).map(|((i, a), s)| a + i * s).collect::<Vec<_>>())
+                        }
                         Op::Broadcast(_) => pick(&p.iter().zip(from).map(|(i, &e)| if e == 1 { 0 } else { *i }).collect::<Vec<_>>()),
                         Op::Pad { low, .. } => {
                             let q: Vec<i64> = p.iter().zip(low).map(|(i, &l)| i - l as i64).collect();

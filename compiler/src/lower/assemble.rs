@@ -2,6 +2,7 @@
 
 use super::fuse::{Group, reads};
 use super::kernels::{Draft, Fault, draft};
+use super::row_builder::Limits;
 use super::scene::{Class, Place, Scene};
 use crate::Error;
 use crate::graph::{Epoch, Graph, NodeId, Op, TensorType, ValueId};
@@ -26,7 +27,14 @@ struct Item {
 /// [`Error::Verify`] when no order of execution exists, which the fusion excludes.
 pub(super) fn assemble(scene: &Scene, graph: &Graph, groups: Vec<Group>) -> Result<Program, Error> {
     let mut items: Vec<Item> = vec![];
+    let mut again: Vec<Item> = vec![];
     for g in groups {
+        if g.epoch == Epoch::Forward {
+            again.extend(g.again(scene, Limits::default()).into_iter().map(|(n, built)| {
+                let draft = Draft { kernel: Kernel::Row(built.program), owners: built.owners, flops: 0.0 };
+                Item { draft, nodes: vec![n], epoch: Epoch::Backward, position: n }
+            }));
+        }
         let position = *g.nodes.last().unwrap_or(&NodeId(0));
         let draft = Draft { kernel: Kernel::Row(g.built.program), owners: g.built.owners, flops: 0.0 };
         items.push(Item { draft, nodes: g.nodes, epoch: g.epoch, position });
@@ -45,7 +53,12 @@ pub(super) fn assemble(scene: &Scene, graph: &Graph, groups: Vec<Group>) -> Resu
     let mut assembly = Assembly { scene, graph, program: Program::default(), ids: BTreeMap::new(), names: HashSet::new() };
     assembly.sources();
     for i in order {
-        assembly.unit(&items[i]);
+        let unit = assembly.unit(&items[i]);
+        assembly.program.units.push(unit);
+    }
+    for item in &again {
+        let unit = assembly.unit(item);
+        assembly.program.again.push(unit);
     }
     assembly.results()
 }
@@ -188,7 +201,7 @@ impl Assembly<'_, '_> {
         name
     }
 
-    fn unit(&mut self, item: &Item) {
+    fn unit(&mut self, item: &Item) -> Unit {
         let draft = &item.draft;
         let args: Vec<BufferId> = draft.owners.iter().map(|&v| self.buffer(v)).collect();
         let mut nodes: Vec<NodeId> = item.nodes.iter().map(|n| self.scene.core.origin[n.index()]).collect();
@@ -196,7 +209,7 @@ impl Assembly<'_, '_> {
         nodes.dedup();
         let site = self.scene.graph().node(item.position).site.clone();
         let (kernel, flops, traffic) = (draft.kernel.clone(), draft.flops, traffic(&draft.kernel));
-        self.program.units.push(Unit { kernel, args, epoch: item.epoch, site, nodes, flops, traffic });
+        Unit { kernel, args, epoch: item.epoch, site, nodes, flops, traffic }
     }
 
     fn results(mut self) -> Result<Program, Error> {

@@ -14,8 +14,29 @@ pub(super) struct Group {
     /// In graph order.
     pub nodes: Vec<NodeId>,
     pub epoch: Epoch,
+    /// Values that are read outside, in graph order.
+    pub stored: Vec<ValueId>,
     pub runs: Runs,
     pub built: Built,
+}
+
+impl Group {
+    /// For each of several stored values: the program that makes it alone, from the others where it can. Only what needs no
+    /// reduction: the order of a sum may differ between programs.
+    pub fn again(&self, scene: &Scene, limits: Limits) -> Vec<(NodeId, Built)> {
+        let alone = |&v: &ValueId| {
+            // What is a part of a concatenation is made again with the rest of it.
+            if scene.place(v).owner != v {
+                return None;
+            }
+            let others = |n: &NodeId| !self.stored.iter().any(|&o| o != v && scene.def(o).0 == *n);
+            let nodes: Vec<NodeId> = self.nodes.iter().copied().filter(others).collect();
+            // A space without folded runs has no place for a reduction.
+            let built = build(scene, &nodes, &[v], &vec![(scene.elements(v), false)], limits).ok()?;
+            Some((scene.def(v).0, built))
+        };
+        if self.stored.len() > 1 { self.stored.iter().filter_map(alone).collect() } else { vec![] }
+    }
 }
 
 /// Groups the row nodes of a scene.
@@ -62,7 +83,7 @@ fn group(scene: &Scene, nodes: Vec<NodeId>, limits: Limits) -> Result<Group, Ref
     }
     let built = build(scene, &nodes, &stored, &runs, limits)?;
     let epoch = scene.graph().node(nodes[0]).epoch;
-    Ok(Group { nodes, epoch, runs, built })
+    Ok(Group { nodes, epoch, stored, runs, built })
 }
 
 /// The values of a set of nodes that something outside reads.

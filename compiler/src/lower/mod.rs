@@ -61,7 +61,7 @@ pub fn lower(graph: &Graph, options: Options) -> Result<Program, Error> {
 
 /// Checks every kernel, and that its buffers hold its arguments.
 fn verify(program: &Program) -> Result<(), Error> {
-    for unit in &program.units {
+    for unit in program.units.iter().chain(&program.again) {
         unit.kernel.verify()?;
         let args = unit.kernel.args();
         let fits = args.len() == unit.args.len()

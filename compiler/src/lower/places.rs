@@ -1,6 +1,7 @@
 //! Where values lie: permuted layouts that make a following transpose free, sub-ranges of a concatenation, updates in place.
 
 use super::access::row_major;
+use super::fuse::reads;
 use super::scene::{Class, Place, Scene, is_view};
 use crate::graph::{Graph, NodeId, Op, ValueId};
 
@@ -22,7 +23,7 @@ pub(super) fn find(scene: &mut Scene) {
     }
 }
 
-/// A layout in which the one transpose that reads a value is row-major. Depth stays contiguous: kernels need that.
+/// A layout in which the transposes that read a value are row-major. Depth stays contiguous: kernels need that.
 fn layout(scene: &Scene, n: NodeId, v: ValueId, users: &[Vec<NodeId>]) -> Option<Place> {
     let node = scene.graph().node(n);
     let flexible = match scene.class_of(n) {
@@ -33,10 +34,15 @@ fn layout(scene: &Scene, n: NodeId, v: ValueId, users: &[Vec<NodeId>]) -> Option
     if !flexible || scene.places.contains_key(&v) || is_result(scene.graph(), v) {
         return None;
     }
-    let perm = |&u: &NodeId| if let Op::Transpose(perm) = &scene.graph().node(u).op { Some(perm) } else { None };
-    let first = users[v.index()].first().and_then(perm)?;
-    let keeps_last = first.last() == Some(&(first.len().wrapping_sub(1)));
-    if !keeps_last || !users[v.index()].iter().all(|u| perm(u) == Some(first)) {
+    let user = |&u: &NodeId| &scene.graph().node(u).op;
+    let mut perms = users[v.index()].iter().filter_map(|u| if let Op::Transpose(perm) = user(u) { Some(perm) } else { None });
+    let first = perms.next()?;
+    // Whoever else reads the value does so by strides.
+    let strided = |u: &NodeId| {
+        let kernel = matches!(user(u), Op::Attention(_) | Op::AttentionGrad(_) | Op::Matmul { .. });
+        kernel || scene.class_of(*u) == Class::Row || *user(u) == Op::Transpose(first.clone())
+    };
+    if first.last() != Some(&(first.len().wrapping_sub(1))) || !users[v.index()].iter().all(strided) {
         return None;
     }
     let shape = scene.shape(v);
@@ -119,7 +125,7 @@ fn may_lie(scene: &Scene, join: NodeId, base: ValueId, place: &Place) -> bool {
     let (n, node) = scene.def(base);
     let shape = scene.shape(base);
     let unit_columns = shape.last() == Some(&1) || place.strides.last() == Some(&1);
-    let alone = |v: &ValueId| *v == base || !scene.places.get(v).is_some_and(|p| p.owner == place.owner);
+    let alone = |v: &ValueId| *v == base || scene.places.get(v).is_none_or(|p| p.owner != place.owner);
     let writes = match scene.class_of(n) {
         Class::Row | Class::Join => true,
         Class::Kernel => match product(scene, n) {
@@ -134,7 +140,20 @@ fn may_lie(scene: &Scene, join: NodeId, base: ValueId, place: &Place) -> bool {
     let reads = readers.iter().all(|&r| r == join || scene.class_of(r) == Class::Row);
     let twice = scene.graph().node(join).inputs.iter().filter(|&&v| scene.base(v) == base).count() > 1;
     let fits = node.epoch == scene.graph().node(join).epoch && !scene.pinned[base.index()] && !scene.places.contains_key(&base);
-    writes && reads && !twice && fits
+    writes && reads && !twice && fits && !reads_its_buffer(scene, base, place.owner)
+}
+
+/// True if putting `base` into the buffer of `owner` makes a kernel read a buffer that it writes.
+fn reads_its_buffer(scene: &Scene, base: ValueId, owner: ValueId) -> bool {
+    let lies_there = |v: &ValueId| scene.places.get(v).is_some_and(|p| p.owner == owner);
+    let inputs_of = |v: ValueId| {
+        let n = scene.def(v).0;
+        // A concatenation computes nothing.
+        let computed = Some(n).filter(|&n| scene.class_of(n) != Class::Join);
+        computed.into_iter().chain(scene.absorbs.get(&n).copied()).flat_map(|n| reads(scene, n)).collect::<Vec<_>>()
+    };
+    let mut others = scene.places.iter().filter(|(_, p)| p.owner == owner);
+    inputs_of(base).iter().any(lies_there) || others.any(|(&v, _)| inputs_of(v).contains(&base))
 }
 
 /// The operator that a kernel's output side has: that of the product where the node has absorbed one.

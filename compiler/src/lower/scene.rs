@@ -122,7 +122,28 @@ impl<'a> Scene<'a> {
     /// # Errors
     /// When the views compose to no affine access over the value's axes, or the base has no buffer.
     pub fn resolve(&self, v: ValueId) -> Result<Resolved, Blocked> {
-        let space = self.shape(v);
+        // A view may need an axis in parts, which the next one joins again.
+        let mut parts: Vec<(usize, u64)> = self.shape(v).iter().copied().enumerate().collect();
+        let (owner, access) = loop {
+            let space: Vec<u64> = parts.iter().map(|p| p.1).collect();
+            match self.traced(v, &space) {
+                Err(Blocked::Split { dim, inner }) => {
+                    let (axis, extent) = parts[dim];
+                    parts.splice(dim..=dim, [(axis, extent / inner), (axis, inner)]);
+                }
+                found => break found?,
+            }
+        };
+        let strides = joined(&parts, &access.strides, self.shape(v).len()).ok_or(Blocked::Opaque)?;
+        // A guard on a part is none on the axis.
+        if parts.len() != strides.len() && !access.guards.is_empty() {
+            return Err(Blocked::Opaque);
+        }
+        Ok(Resolved { owner, access: Access { strides, ..access } })
+    }
+
+    /// The access into a value's buffer over a space that is the value's shape, axes split or not.
+    fn traced(&self, v: ValueId, space: &[u64]) -> Result<(ValueId, Access), Blocked> {
         let (mut at, mut access) = (v, access::identity(space));
         loop {
             let node = self.def(at).1;
@@ -133,8 +154,7 @@ impl<'a> Scene<'a> {
         if matches!(self.class_of(self.def(at).0), Class::Inline | Class::Absorbed) {
             return Err(Blocked::Opaque);
         }
-        let (owner, access) = self.placed(at, access, space)?;
-        Ok(Resolved { owner, access })
+        self.placed(at, access, space)
     }
 
     /// Turns an access into a value's row-major elements into one into its buffer.
@@ -235,6 +255,20 @@ impl<'a> Scene<'a> {
     }
 }
 
+/// Strides of whole axes from those of their parts, `(axis, extent)` in order.
+fn joined(parts: &[(usize, u64)], strides: &[i64], axes: usize) -> Option<Vec<i64>> {
+    let mut out: Vec<Option<(i64, u64)>> = vec![None; axes];
+    for (&(axis, extent), &stride) in parts.iter().zip(strides).rev().filter(|(p, _)| p.1 != 1) {
+        match &mut out[axis] {
+            Some((inner, covered)) if stride == *inner * *covered as i64 => *covered *= extent,
+            Some(_) => return None,
+            none => *none = Some((stride, extent)),
+        }
+    }
+    // The stride of an axis of extent 1 is never taken.
+    Some(out.into_iter().map(|s| s.map_or(0, |s| s.0)).collect())
+}
+
 /// True for operators that only rename elements.
 pub(super) fn is_view(op: &Op) -> bool {
     matches!(op, Op::Reshape(_) | Op::Transpose(_) | Op::Slice { .. } | Op::Pad { .. } | Op::Broadcast(_))
@@ -246,5 +280,8 @@ pub(super) fn is_row_op(op: &Op) -> bool {
 }
 
 fn is_heavy(op: Unary) -> bool {
-    !matches!(op, Unary::Neg | Unary::Abs | Unary::Sign | Unary::Not | Unary::Floor | Unary::Ceil | Unary::Round | Unary::IsNan | Unary::IsInf)
+    !matches!(
+        op,
+        Unary::Neg | Unary::Abs | Unary::Sign | Unary::Not | Unary::Floor | Unary::Ceil | Unary::Round | Unary::IsNan | Unary::IsInf
+    )
 }

@@ -2,32 +2,39 @@
 
 use crate::graph::Epoch;
 use crate::units::{Program, Unit};
-use fp8c_kernels::program::{Kernel, Mode};
+use fp8c_kernels::program::Mode;
 use std::fmt::Write;
 
-/// The units of a program in order, with their buffers and kernels.
+/// The units of a program in order: what each reads and writes, then its kernel, then the buffers of the program's results.
 pub fn print(program: &Program) -> String {
     let mut out = String::new();
-    for (i, unit) in program.units.iter().enumerate() {
-        // Writing to a string does not fail.
-        let _ = print_unit(&mut out, program, i, unit);
-    }
-    for (name, b) in &program.outputs {
-        let _ = writeln!(out, "output {name} = {}", program.buffers[b.0 as usize].name);
-    }
-    if let Some(b) = program.loss {
-        let _ = writeln!(out, "loss = {}", program.buffers[b.0 as usize].name);
-    }
+    // Writing to a string does not fail.
+    let _ = write_program(&mut out, program);
     out
 }
 
-fn print_unit(out: &mut String, program: &Program, i: usize, unit: &Unit) -> std::fmt::Result {
+fn write_program(out: &mut String, program: &Program) -> std::fmt::Result {
+    for (i, unit) in program.units.iter().enumerate() {
+        write_unit(out, program, &format!("unit {i}"), unit)?;
+    }
+    for (i, unit) in program.again.iter().enumerate() {
+        write_unit(out, program, &format!("again {i}"), unit)?;
+    }
+    let name = |b: crate::units::BufferId| &program.buffers[b.0 as usize].name;
+    for (output, b) in &program.outputs {
+        writeln!(out, "output {output} = {}", name(*b))?;
+    }
+    program.loss.iter().try_for_each(|b| writeln!(out, "loss = {}", name(*b)))?;
+    program.gradients.iter().try_for_each(|(p, b)| writeln!(out, "gradient {p} = {}", name(*b)))
+}
+
+fn write_unit(out: &mut String, program: &Program, what: &str, unit: &Unit) -> std::fmt::Result {
     let epoch = match unit.epoch {
         Epoch::Forward => "forward",
         Epoch::Backward => "backward",
         Epoch::Update => "update",
     };
-    write!(out, "unit {i} {epoch} {} \"{}\" traffic {}", unit.kernel.family(), unit.site, unit.traffic)?;
+    write!(out, "{what} {epoch} {} \"{}\" traffic {}", unit.kernel.family(), unit.site, unit.traffic)?;
     if unit.flops > 0.0 {
         write!(out, " flops {}", unit.flops)?;
     }
@@ -41,11 +48,5 @@ fn print_unit(out: &mut String, program: &Program, i: usize, unit: &Unit) -> std
         };
         writeln!(out, "  {mode} {}{:?} {}", buffer.ty.dtype, buffer.ty.shape, buffer.name)?;
     }
-    match &unit.kernel {
-        Kernel::Row(p) => {
-            writeln!(out, "  space {:?} row {}", p.space, p.row_dims)?;
-            p.body.iter().enumerate().try_for_each(|(v, s)| writeln!(out, "    %{v} = {s:?}"))
-        }
-        kernel => writeln!(out, "    {kernel:?}"),
-    }
+    unit.kernel.to_string().lines().try_for_each(|line| writeln!(out, "    {line}"))
 }

@@ -39,14 +39,6 @@ pub fn assemble(graph: &Graph, program: &Program, schedule: &Schedule, packing: 
     let (kernels, kernel_of) = distinct_kernels(program);
     let steps: Vec<Step> = schedule.events.iter().map(|e| a.step(e, &kernel_of, unit_seconds)).collect();
     let cut = schedule.update_start as usize;
-    let output = |name: &String, b: BufferId| plan::Port {
-        name: name.clone(),
-        dtype: program.buffers[b.0 as usize].ty.dtype,
-        shape: program.buffers[b.0 as usize].ty.shape.clone(),
-        tensor: a.final_tensor(b),
-        bound: None,
-        ignore: None,
-    };
     // A gradient is its parameter's shape, whatever shape the last kernel gave its bytes.
     for (p, b) in &program.gradients {
         let id = a.final_tensor(*b);
@@ -54,6 +46,16 @@ pub fn assemble(graph: &Graph, program: &Program, schedule: &Schedule, packing: 
             t.shape = graph.parameters[*p].ty.shape.clone();
         }
     }
+    // Likewise an output's shape is the graph's.
+    let shape_of = |name: &String| graph.outputs.iter().find(|o| o.name == *name).map(|o| graph.ty(o.value).shape.clone());
+    let output = |name: &String, b: BufferId| plan::Port {
+        name: name.clone(),
+        dtype: program.buffers[b.0 as usize].ty.dtype,
+        shape: shape_of(name).unwrap_or_else(|| program.buffers[b.0 as usize].ty.shape.clone()),
+        tensor: a.final_tensor(b),
+        bound: None,
+        ignore: None,
+    };
     let control = program.buffers.iter().position(|b| b.role == Role::Control).map(|b| a.final_tensor(BufferId(b as u32)));
     Plan {
         schema: plan::SCHEMA,

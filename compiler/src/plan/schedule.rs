@@ -259,8 +259,9 @@ impl Schedule {
 
     /// Predicted seconds, given those of each unit; and the part spent on recomputation.
     pub fn seconds(&self, units: &[f64]) -> (f64, f64) {
-        let total = self.events.iter().map(|e| units[e.unit as usize]).sum();
-        let again = self.events.iter().filter(|e| e.recompute).map(|e| units[e.unit as usize]).sum();
-        (total, again)
+        let total = self.events.iter().map(|e| units[e.unit as usize]).sum::<f64>();
+        let again = self.events.iter().filter(|e| e.recompute).map(|e| units[e.unit as usize]).sum::<f64>();
+        // The sum of nothing is -0.
+        (total, again + 0.0)
     }
 }

@@ -1,9 +1,9 @@
 //! Loops over rows of f32 that several kernels share.
 
 use crate::cpu::math::Fma;
-use crate::numerics::simd::{Vectorised, dispatch};
+use crate::numerics::simd::{Vectorised, dispatch, fold_lanes};
 
-/// Sum of products of two rows, in sixteen lanes that are added in order.
+/// Sum of products of two rows, in sixteen lanes.
 pub(crate) fn dot(x: &[f32], y: &[f32]) -> f32 {
     dispatch(Dot { x, y })
 }
@@ -35,7 +35,7 @@ impl Vectorised for Dot<'_> {
                 *lane += x * y;
             }
         }
-        lanes.into_iter().fold(rest, |s, x| s + x)
+        fold_lanes(lanes, |x, y| x + y) + rest
     }
 }
 

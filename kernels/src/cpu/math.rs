@@ -118,7 +118,7 @@ pub fn log1p<F: Fma>(x: f32) -> f32 {
 #[inline(always)]
 pub fn tanh<F: Fma>(x: f32) -> f32 {
     let z = x * x;
-    let p = poly::<F, 5>(z, [-5.704_988e-3, 2.063_908_9e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328_2e-1]);
+    let p = poly::<F, 5>(z, [-5.704_988e-3, 2.063_909e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328e-1]);
     let small = F::fma(p * z, x, x);
     let large = (1.0 - 2.0 / (exp::<F>(2.0 * x.abs()) + 1.0)).copysign(x);
     pick(x.abs() < 0.625, small, large)
@@ -127,7 +127,9 @@ pub fn tanh<F: Fma>(x: f32) -> f32 {
 /// Logistic function.
 #[inline(always)]
 pub fn sigmoid<F: Fma>(x: f32) -> f32 {
-    1.0 / (1.0 + exp::<F>(-x))
+    // Of the tail that does not overflow, so that tiny results are right.
+    let e = exp::<F>(-x.abs());
+    pick(x < 0.0, e, 1.0) / (1.0 + e)
 }
 
 /// log(1 + e^x).
@@ -176,7 +178,7 @@ pub fn normal_cdf<F: Fma>(x: f32) -> f32 {
     pick(t > ERF_MIDDLE, pick(x < 0.0, tail, 1.0 - tail), small)
 }
 
-/// x * Phi(x).
+/// x * Phi(x); in the negative tail within 2e-8, absolutely.
 #[inline(always)]
 pub fn gelu_erf<F: Fma>(x: f32) -> f32 {
     // The limit at minus infinity is 0, not 0 times infinity.
@@ -186,7 +188,7 @@ pub fn gelu_erf<F: Fma>(x: f32) -> f32 {
 /// Derivative of [`gelu_erf`].
 #[inline(always)]
 pub fn gelu_erf_grad<F: Fma>(x: f32) -> f32 {
-    const INV_SQRT_TAU: f32 = 0.398_942_28;
+    const INV_SQRT_TAU: f32 = 0.398_942_3;
     let density = INV_SQRT_TAU * exp::<F>(-0.5 * x * x);
     pick(x.abs() == f32::INFINITY, pick(x > 0.0, 1.0, 0.0), F::fma(x, density, normal_cdf::<F>(x)))
 }
@@ -194,17 +196,19 @@ pub fn gelu_erf_grad<F: Fma>(x: f32) -> f32 {
 const SQRT_2_OVER_PI: f32 = 0.797_884_6;
 const GELU_CUBE: f32 = 0.044_715;
 
-/// The logistic form of the approximation: (1 + tanh(u)) / 2 = sigmoid(2u), without cancellation.
+/// The logistic form of the approximation, (1 + tanh(u)) / 2 = sigmoid(2u), which has no cancellation, and its derivative by 2u.
 #[inline(always)]
-fn gelu_gate<F: Fma>(x: f32) -> f32 {
+fn gelu_gate<F: Fma>(x: f32) -> (f32, f32) {
     let inner = F::fma(GELU_CUBE * x, x * x, x);
-    sigmoid::<F>(2.0 * SQRT_2_OVER_PI * inner)
+    let e = exp::<F>(-(2.0 * SQRT_2_OVER_PI * inner).abs());
+    let d = 1.0 / (1.0 + e);
+    (pick(x < 0.0, e, 1.0) * d, e * d * d)
 }
 
 /// x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) / 2.
 #[inline(always)]
 pub fn gelu_tanh<F: Fma>(x: f32) -> f32 {
-    pick(x == f32::NEG_INFINITY, 0.0, x * gelu_gate::<F>(x))
+    pick(x == f32::NEG_INFINITY, 0.0, x * gelu_gate::<F>(x).0)
 }
 
 /// Derivative of [`gelu_tanh`].
@@ -212,9 +216,9 @@ pub fn gelu_tanh<F: Fma>(x: f32) -> f32 {
 pub fn gelu_tanh_grad<F: Fma>(x: f32) -> f32 {
     // Past 20 the gate is 0 or 1 and its slope 0, but the cube may overflow.
     let x = pick(x > 20.0, 20.0, pick(x < -20.0, -20.0, x));
-    let gate = gelu_gate::<F>(x);
+    let (gate, change) = gelu_gate::<F>(x);
     let slope = 2.0 * SQRT_2_OVER_PI * F::fma(3.0 * GELU_CUBE * x, x, 1.0);
-    F::fma(x * gate * (1.0 - gate), slope, gate)
+    F::fma(x * change, slope, gate)
 }
 
 /// Largest argument that [`sin`] and [`cos`] reduce with full precision; beyond, callers take the library's.

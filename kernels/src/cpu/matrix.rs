@@ -3,7 +3,7 @@
 //! `faer` packs operands into a buffer of its own, one for each thread, whose size follows from the caches; nothing else here
 //! allocates. Its sequential product adds along `k` in an order that depends on the shape alone, so it is deterministic.
 
-use crate::numerics::{bf16_to_f32, f32_to_bf16, round_bf16, widen_bf16};
+use crate::numerics::{bf16_to_f32, decode_e4m3, e4m3_to_f32, encode_e4m3, f32_to_bf16, f32_to_e4m3, round_bf16, widen_bf16};
 use crate::{DType, KernelError};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
@@ -52,20 +52,34 @@ pub(crate) unsafe fn product(shape: Shape, c: *mut f32, ld: usize, accumulate: b
     }
 }
 
+/// Asks for the cache line at an address, which need not be valid.
+#[inline(always)]
+pub(crate) fn prefetch(address: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint; the processor ignores it where it cannot be followed.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
 /// Float formats that matrices are stored in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Float {
     F32,
     Bf16,
+    E4m3,
 }
 
 impl Float {
     /// # Errors
-    /// [`KernelError::Unsupported`] for anything but f32 and bf16.
+    /// [`KernelError::Unsupported`] for integers and bools.
     pub(crate) fn of(dtype: DType, family: &str) -> Result<Float, KernelError> {
         match dtype {
             DType::F32 => Ok(Float::F32),
             DType::Bf16 => Ok(Float::Bf16),
+            DType::E4m3 => Ok(Float::E4m3),
             other => Err(KernelError::Unsupported(format!("{family} of {other} operands on the CPU"))),
         }
     }
@@ -74,6 +88,7 @@ impl Float {
         match self {
             Float::F32 => 4,
             Float::Bf16 => 2,
+            Float::E4m3 => 1,
         }
     }
 }
@@ -155,10 +170,10 @@ impl Operand {
             match (self.float, self.cs) {
                 (Float::F32, 1) => out.copy_from_slice(std::slice::from_raw_parts(self.ptr.cast(), n)),
                 (Float::Bf16, 1) => widen_bf16(std::slice::from_raw_parts(self.ptr.cast(), n), out),
-                (Float::F32, cs) => out.iter_mut().enumerate().for_each(|(j, x)| *x = *self.ptr.cast::<f32>().offset(j as isize * cs)),
-                (Float::Bf16, cs) => {
-                    out.iter_mut().enumerate().for_each(|(j, x)| *x = bf16_to_f32(*self.ptr.cast::<bf16>().offset(j as isize * cs)));
-                }
+                (Float::E4m3, 1) => decode_e4m3(std::slice::from_raw_parts(self.ptr, n), out),
+                (Float::F32, cs) => strided(self.ptr.cast::<f32>(), cs).zip(out).for_each(|(p, x)| *x = *p),
+                (Float::Bf16, cs) => strided(self.ptr.cast::<bf16>(), cs).zip(out).for_each(|(p, x)| *x = bf16_to_f32(*p)),
+                (Float::E4m3, cs) => strided(self.ptr, cs).zip(out).for_each(|(p, x)| *x = e4m3_to_f32(*p)),
             }
         }
     }
@@ -174,11 +189,16 @@ impl Operand {
             match (self.float, self.cs) {
                 (Float::F32, 1) => std::slice::from_raw_parts_mut(self.ptr.cast(), n).copy_from_slice(values),
                 (Float::Bf16, 1) => round_bf16(values, std::slice::from_raw_parts_mut(self.ptr.cast(), n)),
-                (Float::F32, cs) => values.iter().enumerate().for_each(|(j, x)| *self.ptr.cast::<f32>().offset(j as isize * cs) = *x),
-                (Float::Bf16, cs) => {
-                    values.iter().enumerate().for_each(|(j, x)| *self.ptr.cast::<bf16>().offset(j as isize * cs) = f32_to_bf16(*x));
-                }
+                (Float::E4m3, 1) => encode_e4m3(values, 1.0, std::slice::from_raw_parts_mut(self.ptr, n)),
+                (Float::F32, cs) => strided(self.ptr.cast::<f32>(), cs).zip(values).for_each(|(p, x)| *p = *x),
+                (Float::Bf16, cs) => strided(self.ptr.cast::<bf16>(), cs).zip(values).for_each(|(p, x)| *p = f32_to_bf16(*x)),
+                (Float::E4m3, cs) => strided(self.ptr, cs).zip(values).for_each(|(p, x)| *p = f32_to_e4m3(*x)),
             }
         }
     }
+}
+
+/// Addresses `stride` elements apart.
+fn strided<T>(first: *mut T, stride: isize) -> impl Iterator<Item = *mut T> {
+    (0..).map(move |i| first.wrapping_offset(i * stride))
 }

@@ -17,9 +17,10 @@ mod scaled_contract;
 mod scan;
 mod scatter_add;
 mod tasks;
+mod transpose;
 
 use crate::KernelError;
-use crate::program::Kernel;
+use crate::program::{Arg, Kernel};
 
 /// A buffer bound to an argument.
 #[derive(Clone, Copy, Debug)]
@@ -28,10 +29,92 @@ pub struct Buffer {
     pub bytes: usize,
 }
 
+/// A verified kernel, ready to be launched many times.
+#[derive(Clone, Debug)]
+pub struct Prepared {
+    args: Vec<Arg>,
+    work: Work,
+}
+
+/// What a launch runs: row programs are compiled, the other families run as they are.
+#[derive(Clone, Debug)]
+enum Work {
+    Row(Box<row::Program>),
+    Other(Box<Kernel>),
+}
+
+impl Prepared {
+    /// Prepares a kernel that has passed [`Kernel::verify`].
+    ///
+    /// # Errors
+    /// [`KernelError::Invalid`] for one that has not.
+    pub fn new(kernel: &Kernel) -> Result<Self, KernelError> {
+        let work = match kernel {
+            Kernel::Row(k) => Work::Row(Box::new(row::Program::new(k)?)),
+            other => Work::Other(Box::new(other.clone())),
+        };
+        Ok(Prepared { args: kernel.args(), work })
+    }
+
+    /// Scratch memory that a launch needs, in bytes, for a pool of `threads`.
+    pub fn scratch_bytes(&self, threads: usize) -> u64 {
+        match &self.work {
+            Work::Row(program) => program.scratch(threads),
+            Work::Other(kernel) => family_scratch(kernel, threads),
+        }
+    }
+
+    /// Runs the kernel on its arguments, in the order of [`Kernel::args`], on the threads of the current pool. The same kernel on the
+    /// same bytes gives the same bytes, whatever the number of threads.
+    ///
+    /// # Safety
+    /// Every buffer is valid for its length, aligned to 64 bytes, and overlaps no other, and the kernel has passed [`Kernel::verify`].
+    ///
+    /// # Errors
+    /// [`KernelError::Binding`] when a buffer is missing or too short (scratch counts as the one after the last argument),
+    /// [`KernelError::IndexOutOfRange`] for data.
+    pub unsafe fn launch(&self, args: &[Buffer], scratch: Buffer) -> Result<(), KernelError> {
+        for (arg, want) in self.args.iter().enumerate() {
+            let have = args.get(arg).map_or(0, |b| b.bytes);
+            if (have as u64) < want.bytes() || arg >= args.len() {
+                return Err(KernelError::Binding { arg, have, need: want.bytes() });
+            }
+        }
+        let need = self.scratch_bytes(rayon::current_num_threads());
+        if (scratch.bytes as u64) < need {
+            return Err(KernelError::Binding { arg: self.args.len(), have: scratch.bytes, need });
+        }
+        // SAFETY: the caller's promise; lengths have been checked.
+        unsafe {
+            match &self.work {
+                Work::Row(program) => program.run(args, scratch),
+                Work::Other(kernel) => family_run(kernel, args, scratch),
+            }
+        }
+    }
+}
+
 /// Scratch memory that [`launch`] needs, in bytes, for a pool of `threads`.
 pub fn scratch_bytes(kernel: &Kernel, threads: usize) -> u64 {
+    // A kernel that cannot be prepared does not run either.
+    Prepared::new(kernel).map_or(0, |prepared| prepared.scratch_bytes(threads))
+}
+
+/// Prepares a kernel and runs it once.
+///
+/// # Safety
+/// As for [`Prepared::launch`].
+///
+/// # Errors
+/// As for [`Prepared::launch`].
+pub unsafe fn launch(kernel: &Kernel, args: &[Buffer], scratch: Buffer) -> Result<(), KernelError> {
+    // SAFETY: the caller's promise.
+    unsafe { Prepared::new(kernel)?.launch(args, scratch) }
+}
+
+fn family_scratch(kernel: &Kernel, threads: usize) -> u64 {
     match kernel {
-        Kernel::Row(k) => row::scratch(k, threads),
+        Kernel::Row(_) | Kernel::Scan(_) => 0,
         Kernel::Contract(k) => contract::scratch(k, threads),
         Kernel::Attention(k) => attention::scratch(k, threads),
         Kernel::AttentionGrad(k) => attention::scratch_grad(k, threads),
@@ -40,25 +123,16 @@ pub fn scratch_bytes(kernel: &Kernel, threads: usize) -> u64 {
         Kernel::Conv(k) => conv::scratch(k, threads),
         Kernel::Pool(k) => pool::scratch(k, threads),
         Kernel::ScatterAdd(k) => scatter_add::scratch(k, threads),
-        Kernel::Scan(_) => 0,
     }
 }
 
-/// Runs a kernel on its arguments, in the order of [`Kernel::args`]. The same kernel on the same bytes with the same number of
-/// threads gives the same bytes.
-///
 /// # Safety
-/// Every buffer is valid for its length, aligned to 64 bytes, and overlaps no other, and `kernel` has passed [`Kernel::verify`].
-///
-/// # Errors
-/// [`KernelError::Binding`] when a buffer is missing or too short (scratch counts as the one after the last argument),
-/// [`KernelError::IndexOutOfRange`] for data.
-pub unsafe fn launch(kernel: &Kernel, args: &[Buffer], scratch: Buffer) -> Result<(), KernelError> {
-    bind(kernel, args, scratch)?;
+/// As for [`Prepared::launch`], with buffers that are long enough.
+unsafe fn family_run(kernel: &Kernel, args: &[Buffer], scratch: Buffer) -> Result<(), KernelError> {
     // SAFETY: the caller's promise.
     unsafe {
         match kernel {
-            Kernel::Row(k) => row::run(k, args, scratch),
+            Kernel::Row(k) => row::Program::new(k)?.run(args, scratch),
             Kernel::Contract(k) => contract::run(k, args, scratch),
             Kernel::Attention(k) => attention::run(k, args, scratch),
             Kernel::AttentionGrad(k) => attention::run_grad(k, args, scratch),
@@ -70,21 +144,4 @@ pub unsafe fn launch(kernel: &Kernel, args: &[Buffer], scratch: Buffer) -> Resul
             Kernel::Scan(k) => scan::run(k, args, scratch),
         }
     }
-}
-
-/// Checks the lengths of buffers.
-fn bind(kernel: &Kernel, args: &[Buffer], scratch: Buffer) -> Result<(), KernelError> {
-    let wanted = kernel.args();
-    for (arg, want) in wanted.iter().enumerate() {
-        let have = args.get(arg).map_or(0, |b| b.bytes);
-        if (have as u64) < want.bytes() || arg >= args.len() {
-            return Err(KernelError::Binding { arg, have, need: want.bytes() });
-        }
-    }
-    // Row programs are compiled to know their scratch, and check it when they are.
-    let need = if matches!(kernel, Kernel::Row(_)) { 0 } else { scratch_bytes(kernel, rayon::current_num_threads()) };
-    if (scratch.bytes as u64) < need {
-        return Err(KernelError::Binding { arg: wanted.len(), have: scratch.bytes, need });
-    }
-    Ok(())
 }

@@ -13,8 +13,10 @@ use std::ops::Range;
 fn inside(w: &Window, dim: usize, output: usize) -> Range<usize> {
     let origin = (output as u64 * w.stride[dim]) as i64 - w.pad[dim] as i64;
     let (step, extent) = (w.dilation[dim] as i64, w.input[dim] as i64);
-    let first = if origin < 0 { (-origin + step - 1) / step } else { 0 };
-    let end = if origin >= extent { 0 } else { (extent - 1 - origin) / step + 1 };
+    // Divisions are slow, and most windows have none.
+    let divide = |x: i64| if step == 1 { x } else { x / step };
+    let first = if origin < 0 { divide(-origin + step - 1) } else { 0 };
+    let end = if origin >= extent { 0 } else { divide(extent - 1 - origin) + 1 };
     let end = end.min(w.kernel[dim] as i64);
     first.min(end) as usize..end as usize
 }
@@ -28,7 +30,8 @@ fn input(w: &Window, dim: usize, output: usize, tap: usize) -> usize {
 fn padded(w: &Window, dim: usize, output: usize, pad_end: u64) -> usize {
     let origin = (output as u64 * w.stride[dim]) as i64 - w.pad[dim] as i64;
     let end = (w.input[dim] + pad_end) as i64;
-    (0..w.kernel[dim] as i64).filter(|tap| origin + tap * (w.dilation[dim] as i64) < end).count()
+    let before = if origin >= end { 0 } else { (end - 1 - origin) / w.dilation[dim] as i64 + 1 };
+    before.min(w.kernel[dim] as i64) as usize
 }
 
 struct Plan<'a> {
@@ -58,12 +61,12 @@ impl<'a> Plan<'a> {
     /// Value of one output position.
     fn pooled(&self, x: &[f32], y: usize, column: usize) -> f32 {
         let w = &self.k.window;
-        let (rows, columns) = (inside(w, 0, y), inside(w, 1, column));
         if self.k.op == PoolOp::Max {
             return self.argmax(x, y, column).map_or(f32::NEG_INFINITY, |at| x[at]);
         }
+        let columns = inside(w, 1, column);
         let mut sum = 0.0;
-        for r in rows {
+        for r in inside(w, 0, y) {
             let row = &x[input(w, 0, y, r) * w.input[1] as usize..][..w.input[1] as usize];
             columns.clone().for_each(|s| sum += row[input(w, 1, column, s)]);
         }

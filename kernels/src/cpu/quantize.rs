@@ -3,10 +3,11 @@
 use super::Buffer;
 use super::matrix::{Float, Operand};
 use super::tasks::{Shared, Tasks};
+use super::transpose::transpose;
 use crate::KernelError;
 use crate::cpu::math::Fma;
 use crate::numerics::simd::{Vectorised, dispatch};
-use crate::numerics::{ScaleMode, f32_to_e4m3, larger, quantize_group, scale_of};
+use crate::numerics::{ScaleMode, amax_inline, f32_to_e4m3, larger, quantize_group, scale_of};
 use crate::program::{GROUP, Layout, Quantize};
 
 const G: usize = GROUP as usize;
@@ -85,12 +86,11 @@ impl Plan {
             unsafe {
                 source.at(row, col).load(block.rows, block.cols, values);
                 let values = &values[..block.rows * block.cols];
-                let factors = &mut factors[..block.cols];
                 match self.layout {
-                    Layout::Rows => self.by_rows(&block, values, out[0]),
+                    Layout::Rows => self.by_rows(&block, values, factors, out[0]),
                     Layout::Columns => self.by_columns(&block, values, codes, factors, out[0]),
                     Layout::RowsAndColumns => {
-                        self.by_rows(&block, values, out[0]);
+                        self.by_rows(&block, values, factors, out[0]);
                         self.by_columns(&block, values, codes, factors, out[1]);
                     }
                     Layout::Blocks => self.by_block(&block, values, codes, out[0], None),
@@ -100,19 +100,20 @@ impl Plan {
         }
     }
 
-    unsafe fn by_rows(&self, b: &Block, values: &[f32], out: Output) {
-        let groups = self.cols.div_ceil(G);
-        for (i, values) in values.chunks_exact(b.cols).enumerate() {
-            // SAFETY: row `b.row + i` and its group are this block's.
-            unsafe {
-                let scale = quantize_group(values, self.mode, out.codes((b.row + i) * self.cols + b.col, b.cols));
-                out.set_scale((b.row + i) * groups + b.gc, scale);
-            }
+    unsafe fn by_rows(&self, b: &Block, values: &[f32], scales: &mut [f32], out: Output) {
+        let (groups, stride) = (self.cols.div_ceil(G), self.cols);
+        let scales = &mut scales[..b.rows];
+        let first = b.row * self.cols + b.col;
+        // SAFETY: rows `b.row..b.row + b.rows` and columns from `b.col` on are this block's.
+        unsafe {
+            dispatch(QuantizeRows { values, width: b.cols, mode: self.mode, codes: out.codes.get().add(first), stride, scales });
+            scales.iter().enumerate().for_each(|(i, scale)| out.set_scale((b.row + i) * groups + b.gc, *scale));
         }
     }
 
     unsafe fn by_columns(&self, b: &Block, values: &[f32], codes: &mut [u8], factors: &mut [f32], out: Output) {
         let groups = self.rows.div_ceil(G);
+        let factors = &mut factors[..b.cols];
         dispatch(ColumnAmax { values, amax: factors });
         for (j, factor) in factors.iter_mut().enumerate() {
             let scale = scale_of(*factor, self.mode);
@@ -144,14 +145,31 @@ impl Plan {
 
     /// Stores a block's codes at their transposed place.
     unsafe fn store_transposed(&self, b: &Block, codes: &[u8], out: Output) {
-        for j0 in (0..b.cols).step_by(16) {
-            for j in j0..(j0 + 16).min(b.cols) {
-                // SAFETY: column `b.col + j` of this block.
-                let column = unsafe { out.codes((b.col + j) * self.rows + b.row, b.rows) };
-                for (code, row) in column.iter_mut().zip(codes.chunks_exact(b.cols)) {
-                    *code = row[j];
-                }
-            }
+        // SAFETY: columns `b.col..b.col + b.cols` and rows from `b.row` on are this block's.
+        unsafe { transpose(codes, b.cols, out.codes.get().add(b.col * self.rows + b.row), self.rows) }
+    }
+}
+
+/// Codes and scales of groups that are the rows of `values`; rows of codes lie `stride` apart.
+struct QuantizeRows<'a> {
+    values: &'a [f32],
+    width: usize,
+    mode: ScaleMode,
+    codes: *mut u8,
+    stride: usize,
+    scales: &'a mut [f32],
+}
+
+impl Vectorised for QuantizeRows<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<F: Fma>(self) {
+        for (i, (values, scale)) in self.values.chunks_exact(self.width).zip(self.scales).enumerate() {
+            *scale = scale_of(amax_inline(values), self.mode);
+            let factor = 1.0 / *scale;
+            // SAFETY: the row's codes are the block's own.
+            let codes = unsafe { std::slice::from_raw_parts_mut(self.codes.add(i * self.stride), self.width) };
+            codes.iter_mut().zip(values).for_each(|(code, x)| *code = f32_to_e4m3(*x * factor));
         }
     }
 }

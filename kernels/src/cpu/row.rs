@@ -7,6 +7,8 @@
 //! KiB a thread, however large the tensors.
 
 mod access;
+#[cfg(test)]
+mod accuracy;
 mod compile;
 mod exec;
 mod folds;
@@ -21,43 +23,60 @@ mod values;
 use super::Buffer;
 use super::tasks::{Shared, Tasks};
 use crate::KernelError;
-use crate::program::RowProgram;
+use crate::program::{Arg, RowProgram};
 use compile::{Compiled, compile};
 use exec::{Frame, Launch};
 use layout::{Order, Part};
 use loops::Isa;
 use std::sync::Mutex;
 
-/// Scratch bytes for a pool of `threads`.
-pub(crate) fn scratch(k: &RowProgram, threads: usize) -> u64 {
-    // A program that does not compile does not run either.
-    compile(k, Isa::detect()).map_or(0, |compiled| Split::new(&compiled, threads).scratch(&compiled, threads))
+/// A verified program ready to run.
+#[derive(Clone, Debug)]
+pub(crate) struct Program {
+    compiled: Compiled,
+    args: Vec<Arg>,
+    /// Nothing to do: there is no row, or no point and no row value.
+    empty: bool,
 }
 
-/// Runs a verified program.
-pub(crate) unsafe fn run(k: &RowProgram, args: &[Buffer], scratch: Buffer) -> Result<(), KernelError> {
-    let compiled = compile(k, Isa::detect())?;
-    // Without rows there is nothing to do; an empty row still has row values.
-    let points = if compiled.layout.order == Order::Flat { k.rows().saturating_mul(k.row_len()) } else { k.rows() };
-    if points == 0 {
-        return Ok(());
+impl Program {
+    pub(crate) fn new(k: &RowProgram) -> Result<Program, KernelError> {
+        let compiled = compile(k, Isa::detect())?;
+        // An empty row still has row values.
+        let points = if compiled.layout.order == Order::Flat { k.rows().saturating_mul(k.row_len()) } else { k.rows() };
+        Ok(Program { compiled, args: k.args.clone(), empty: points == 0 })
     }
-    let mut uniform = vec![0u64; compiled.uniform_bytes.div_ceil(8)];
-    let failure = Mutex::new(None);
-    let launch =
-        Launch { compiled: &compiled, args, dtypes: &k.args, uniform: uniform.as_mut_ptr().cast(), failure: &failure };
-    let none = std::ptr::null_mut();
-    // SAFETY: the uniform steps touch the arguments, as the caller promises them, and the uniform values.
-    unsafe { Frame::new(&launch, none, none).uniform() };
-    let split = Split::new(&compiled, rayon::current_num_threads());
-    // SAFETY: the caller's promise on arguments and scratch.
-    unsafe {
-        match split.pieces {
-            1 => split.by_rows(&launch, scratch)?,
-            _ => split.by_pieces(&launch, scratch)?,
+
+    /// Scratch bytes for a pool of `threads`.
+    pub(crate) fn scratch(&self, threads: usize) -> u64 {
+        if self.empty { 0 } else { Split::new(&self.compiled, threads).scratch(&self.compiled, threads) }
+    }
+
+    /// Runs the program.
+    ///
+    /// # Safety
+    /// As for [`super::launch`].
+    pub(crate) unsafe fn run(&self, args: &[Buffer], scratch: Buffer) -> Result<(), KernelError> {
+        if self.empty {
+            return Ok(());
         }
+        let compiled = &self.compiled;
+        let mut uniform = vec![0u64; compiled.uniform_bytes.div_ceil(8)];
+        let failure = Mutex::new(None);
+        let launch = Launch { compiled, args, dtypes: &self.args, uniform: uniform.as_mut_ptr().cast(), failure: &failure };
+        let none = std::ptr::null_mut();
+        // SAFETY: the uniform steps touch the arguments, as the caller promises them, and the uniform values.
+        unsafe { Frame::new(&launch, none, none).uniform() };
+        let split = Split::new(compiled, rayon::current_num_threads());
+        // SAFETY: the caller's promise on arguments and scratch.
+        unsafe {
+            match split.pieces {
+                1 => split.by_rows(&launch, scratch)?,
+                _ => split.by_pieces(&launch, scratch)?,
+            }
+        }
+        failure.into_inner().map_or(Ok(()), |failure| failure.map_or(Ok(()), Err))
     }
-    failure.into_inner().map_or(Ok(()), |failure| failure.map_or(Ok(()), Err))
 }
 
 /// How a launch is spread over threads.

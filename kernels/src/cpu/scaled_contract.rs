@@ -3,7 +3,7 @@
 
 use super::Buffer;
 use super::contract::{store, tile};
-use super::matrix::{Float, Operand, Shape, View, product};
+use super::matrix::{Float, Operand, Shape, View, prefetch, product};
 use super::tasks::Tasks;
 use crate::KernelError;
 use crate::cpu::math::Fma;
@@ -14,6 +14,8 @@ use crate::program::{GROUP, ScaleGroup, ScaledContract, groups};
 /// Two panels, a product and a sum of this extent stay in a level 2 cache of one mebibyte.
 const TILE: usize = 256;
 const DEPTH: usize = GROUP as usize;
+/// Rows that are asked for before they are decoded.
+const AHEAD: usize = 8;
 
 struct Plan<'a> {
     k: &'a ScaledContract,
@@ -88,7 +90,12 @@ impl Plan<'_> {
         let k = self.k.k as usize;
         for (row, out) in panel.chunks_exact_mut(depth).take(rows).enumerate() {
             // SAFETY: the caller's promise.
-            decode_e4m3(unsafe { std::slice::from_raw_parts(codes.add((first + row) * k + start), depth) }, out);
+            let codes = unsafe { std::slice::from_raw_parts(codes.add((first + row) * k + start), depth) };
+            decode_e4m3(codes, out);
+            // Rows are too far apart for the processor to guess the next ones.
+            let ahead = codes.as_ptr().wrapping_add(AHEAD * k);
+            prefetch(ahead);
+            prefetch(ahead.wrapping_add(64));
         }
         View::rows(panel, depth)
     }

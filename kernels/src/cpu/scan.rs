@@ -10,7 +10,9 @@ use half::bf16;
 const COLUMNS: usize = 64;
 
 fn tasks(k: &Scan) -> Tasks {
-    Tasks { count: k.outer as usize * (k.inner as usize).div_ceil(COLUMNS), floats: 0, flops: 4 * k.outer * k.extent * k.inner }
+    // Without elements there is nothing to write.
+    let outer = if k.extent == 0 { 0 } else { k.outer };
+    Tasks { count: outer as usize * (k.inner as usize).div_ceil(COLUMNS), floats: 0, flops: 4 * k.outer * k.extent * k.inner }
 }
 
 /// Scans one range of columns. `T` is stored, `S` summed.

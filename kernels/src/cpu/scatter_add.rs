@@ -32,7 +32,7 @@ impl<'a> Plan<'a> {
         }
         let widest = match dst.float {
             Float::F32 => COLUMNS,
-            Float::Bf16 => (SUMS / (k.extent as usize).max(1)).clamp(LINE, COLUMNS) / LINE * LINE,
+            _ => (SUMS / (k.extent as usize).max(1)).clamp(LINE, COLUMNS) / LINE * LINE,
         };
         // A few tasks for each thread of a small machine.
         let share = (inner * k.outer as usize).div_ceil(16).next_multiple_of(LINE);
@@ -44,7 +44,8 @@ impl<'a> Plan<'a> {
         let sums = if self.dst.float == Float::F32 { 0 } else { self.columns * self.k.extent as usize };
         let src = if self.src.float == Float::F32 { 0 } else { self.columns };
         Tasks {
-            count: self.k.outer as usize * (self.k.inner as usize).div_ceil(self.columns),
+            // Without a destination there is nothing to write.
+            count: if self.k.extent == 0 { 0 } else { self.k.outer as usize * (self.k.inner as usize).div_ceil(self.columns) },
             floats: (sums + src) as u64,
             flops: 4 * self.k.outer * self.k.inner * (self.k.picks + self.k.extent),
         }
@@ -95,7 +96,7 @@ impl<'a> Plan<'a> {
             for j in 0..picks {
                 let source = match self.src.float {
                     Float::F32 => std::slice::from_raw_parts(src.at(j, 0).ptr.cast::<f32>(), width),
-                    Float::Bf16 => {
+                    _ => {
                         src.at(j, 0).load_row(&mut wide[..width]);
                         &wide[..width]
                     }

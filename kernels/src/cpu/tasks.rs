@@ -33,7 +33,7 @@ pub(crate) struct Tasks {
 impl Tasks {
     /// Scratch bytes for a pool of `threads`.
     pub(crate) fn scratch(&self, threads: usize) -> u64 {
-        if self.floats == 0 { 0 } else { slots_bytes(self.floats, self.count as u64, threads) }
+        if self.floats == 0 || self.count == 0 { 0 } else { slots_bytes(self.floats, self.count as u64, threads) }
     }
 
     /// Calls `task(i, slot)` for every `i` below the count, on as many workers as there are threads and slots.
@@ -44,6 +44,9 @@ impl Tasks {
     /// # Errors
     /// [`KernelError::Binding`] where `scratch` has not room for one slot.
     pub(crate) unsafe fn run(self, scratch: Buffer, task: impl Fn(usize, &mut [f32]) + Sync) -> Result<(), KernelError> {
+        if self.count == 0 {
+            return Ok(());
+        }
         let floats = slot_floats(self.floats) as usize;
         let slots = if floats == 0 { usize::MAX } else { scratch.bytes / (floats * 4) };
         if slots == 0 {
@@ -68,7 +71,6 @@ impl Tasks {
             }
         };
         match workers {
-            0 => {}
             1 => work(0),
             _ => (0..workers).into_par_iter().with_max_len(1).for_each(work),
         }

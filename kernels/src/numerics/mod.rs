@@ -7,5 +7,5 @@ pub(crate) mod simd;
 
 pub use bf16::{bf16_to_f32, f32_to_bf16, round_bf16, widen_bf16};
 pub use e4m3::{E4M3_MAX, decode_e4m3, e4m3_to_f32, encode_e4m3, f32_to_e4m3};
-pub(crate) use scale::larger;
 pub use scale::{AMAX_FLOOR, ScaleMode, amax, quantize_group, scale_of};
+pub(crate) use scale::{amax_inline, larger};

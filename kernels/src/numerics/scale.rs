@@ -3,7 +3,7 @@
 //! `amax` ignores NaN (which stays NaN in the codes); an infinity gives an infinite scale, so that what is read back is not finite.
 
 use super::e4m3::E4M3_MAX;
-use super::simd::{Vectorised, dispatch};
+use super::simd::{Vectorised, dispatch, fold_lanes};
 use crate::cpu::math::Fma;
 
 /// Least `amax` that a scale is computed from.
@@ -57,17 +57,23 @@ impl Vectorised for Amax<'_> {
     type Output = f32;
     #[inline(always)]
     fn run<F: Fma>(self) -> f32 {
-        let mut lanes = [0.0f32; 32];
-        let chunks = self.values.chunks_exact(32);
-        let rest = chunks.remainder();
-        for chunk in chunks {
-            for (lane, x) in lanes.iter_mut().zip(chunk) {
-                *lane = larger(x.abs(), *lane);
-            }
-        }
-        let rest = rest.iter().fold(0.0, |m, x| larger(x.abs(), m));
-        lanes.into_iter().fold(rest, |m, x| larger(x, m))
+        amax_inline(self.values)
     }
+}
+
+/// [`amax`] for loops that are vectorised as a whole.
+#[inline(always)]
+pub(crate) fn amax_inline(values: &[f32]) -> f32 {
+    let mut lanes = [0.0f32; 32];
+    let chunks = values.chunks_exact(32);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for (lane, x) in lanes.iter_mut().zip(chunk) {
+            *lane = larger(x.abs(), *lane);
+        }
+    }
+    let rest = rest.iter().fold(0.0, |m, x| larger(x.abs(), m));
+    larger(fold_lanes(lanes, larger), rest)
 }
 
 /// The larger, or `b` when `a` is NaN.

@@ -42,6 +42,19 @@ fn detect() -> Width {
     Width::Baseline
 }
 
+/// Folds lanes (a power of two of them) in halves, which vectorises where a fold from left to right would not.
+#[inline(always)]
+pub(crate) fn fold_lanes<const N: usize>(mut lanes: [f32; N], op: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut half = N / 2;
+    while half > 0 {
+        for i in 0..half {
+            lanes[i] = op(lanes[i], lanes[i + half]);
+        }
+        half /= 2;
+    }
+    lanes[0]
+}
+
 /// Runs `task` in the version for this CPU's vectors.
 #[inline]
 pub(crate) fn dispatch<T: Vectorised>(task: T) -> T::Output {

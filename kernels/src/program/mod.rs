@@ -19,6 +19,7 @@ mod index;
 mod quantize;
 mod row;
 mod scalar;
+mod text;
 mod typing;
 mod verify;
 mod window;

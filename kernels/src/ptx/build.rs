@@ -312,6 +312,7 @@ impl<'c, 'e> Build<'c, 'e> {
     }
 
     /// The f32 of given bits.
+    #[expect(clippy::wrong_self_convention, reason = "the builder converts, it is not converted")]
     pub fn from_bits(&self, a: Int<'c>) -> Float<'c> {
         ok(self.b.build_bit_cast(a, self.e.ctx.f32_type(), "")).into_float_value()
     }
@@ -353,6 +354,18 @@ impl<'c, 'e> Build<'c, 'e> {
         let last = ok(self.b.get_insert_block().ok_or(BuilderError::UnsetPosition));
         phi.add_incoming(&[(&lo, before), (&next, last)]);
         ok(self.b.build_conditional_branch(self.lt(next, hi), top, end));
+        self.b.position_at_end(end);
+    }
+
+    /// `while condition() { body() }`.
+    pub fn while_true(&self, condition: impl FnOnce() -> Int<'c>, body: impl FnOnce()) {
+        let (top, inside, end) = (self.block(), self.block(), self.block());
+        self.branch(top);
+        self.b.position_at_end(top);
+        ok(self.b.build_conditional_branch(condition(), inside, end));
+        self.b.position_at_end(inside);
+        body();
+        self.branch(top);
         self.b.position_at_end(end);
     }
 
@@ -480,6 +493,23 @@ impl<'c, 'e> Build<'c, 'e> {
     pub fn shuffle_xor_f32(&self, x: Float<'c>, mask: i32) -> Float<'c> {
         let args = [self.i32(-1).into(), x.into(), self.i32(mask).into(), self.i32(31).into()];
         self.value(self.call("llvm.nvvm.shfl.sync.bfly.f32", &[], &args)).into_float_value()
+    }
+
+    /// The value of lane `from` (all 32 lanes take part).
+    pub fn shuffle(&self, x: Int<'c>, from: Int<'c>) -> Int<'c> {
+        let args = [self.i32(-1).into(), x.into(), from.into(), self.i32(31).into()];
+        self.value(self.call("llvm.nvvm.shfl.sync.idx.i32", &[], &args)).into_int_value()
+    }
+
+    /// A bit for each lane: where `c` holds (all 32 lanes take part).
+    pub fn ballot(&self, c: Int<'c>) -> Int<'c> {
+        self.value(self.call("llvm.nvvm.vote.ballot.sync", &[], &[self.i32(-1).into(), c.into()])).into_int_value()
+    }
+
+    /// Number of zeros below the lowest set bit of a value that is not 0.
+    pub fn trailing_zeros(&self, x: Int<'c>) -> Int<'c> {
+        let args = [x.into(), self.bool(true).into()];
+        self.value(self.call("llvm.cttz", &[x.get_type().into()], &args)).into_int_value()
     }
 
     /// [`Build::shuffle_xor`] of 64 bits, in halves.

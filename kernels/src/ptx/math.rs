@@ -25,6 +25,7 @@ pub trait Machine {
     /// The magnitude of `a` with the sign of `s`.
     fn copysign(&self, a: Self::F, s: Self::F) -> Self::F;
     fn bits(&self, a: Self::F) -> Self::I;
+    #[expect(clippy::wrong_self_convention, reason = "the builder converts, it is not converted")]
     fn from_bits(&self, a: Self::I) -> Self::F;
     fn float(&self, a: Self::I) -> Self::F;
 
@@ -92,7 +93,7 @@ pub fn exp<M: Machine>(m: &M, x: M::F) -> M::F {
     let (n, whole) = (m.isub(m.bits(shifted), m.i(ROUND.to_bits() as i32)), m.sub(shifted, m.f(ROUND)));
     let r = m.fma(whole, m.f(-0.693_145_75), x);
     let r = m.fma(whole, m.f(-1.428_606_8e-6), r);
-    let p = poly(m, r, &[0.00139506022, 0.00836895313, 0.041666206, 0.166665182, 0.5]);
+    let p = poly(m, r, &[0.001_395_060_2, 0.008_368_953, 0.041666206, 0.166_665_18, 0.5]);
     let e = m.add(m.fma(m.mul(r, r), p, r), m.f(1.0));
     scale2(m, e, n)
 }
@@ -113,11 +114,11 @@ pub fn log<M: Machine>(m: &M, x: M::F) -> M::F {
     let p = poly(
         m,
         f,
-        &[0.0674663857, -0.116756514, 0.118881628, -0.124055892, 0.142195523, -0.166679963, 0.200021192, -0.250000089, 0.333333135],
+        &[0.067_466_386, -0.116_756_51, 0.118_881_63, -0.124_055_89, 0.142_195_52, -0.166_679_96, 0.200_021_19, -0.250_000_1, 0.333_333_13],
     );
     let y = m.fma(e, m.f(-2.121_944_4e-4), m.mul(m.mul(f, s), p));
     let y = m.fma(s, m.f(-0.5), y);
-    let r = m.fma(e, m.f(0.693359375), m.add(f, y));
+    let r = m.fma(e, m.f(0.693_359_4), m.add(f, y));
     let regular = m.and(m.lt(m.f(0.0), x), m.lt(x, m.f(f32::INFINITY)));
     // Zero gives minus infinity; infinity and NaN give themselves; a negative x gives NaN.
     let other = m.select(m.lt(x, m.f(0.0)), m.f(f32::NAN), x);
@@ -145,13 +146,13 @@ fn quadrant<M: Machine>(m: &M, x: M::F) -> (M::I, M::F) {
 
 fn sin_poly<M: Machine>(m: &M, r: M::F) -> M::F {
     let s = m.mul(r, r);
-    let p = poly(m, s, &[2.71756448e-06, -0.000198392561, 0.00833332911, -0.166666672]);
+    let p = poly(m, s, &[2.717_564_5e-6, -0.000_198_392_56, 0.008_333_329, -0.166_666_67]);
     m.fma(m.mul(s, p), r, r)
 }
 
 fn cos_poly<M: Machine>(m: &M, r: M::F) -> M::F {
     let s = m.mul(r, r);
-    let p = poly(m, s, &[2.4431205e-05, -0.0013887306, 0.0416666456]);
+    let p = poly(m, s, &[2.4431205e-05, -0.0013887306, 0.041_666_646]);
     m.fma(m.mul(s, s), p, m.fma(s, m.f(-0.5), m.f(1.0)))
 }
 
@@ -181,7 +182,7 @@ pub fn tan<M: Machine>(m: &M, x: M::F) -> M::F {
 /// The arc sine for |x| <= 1/2.
 fn asin_core<M: Machine>(m: &M, x: M::F) -> M::F {
     let s = m.mul(x, x);
-    let p = poly(m, s, &[0.0375652127, 0.0144025981, 0.031817615, 0.0445157215, 0.0750051066, 0.166666597]);
+    let p = poly(m, s, &[0.037_565_213, 0.014_402_598, 0.031817615, 0.044_515_72, 0.075_005_11, 0.166_666_6]);
     m.fma(m.mul(s, p), x, x)
 }
 
@@ -212,7 +213,17 @@ pub fn atan<M: Machine>(m: &M, x: M::F) -> M::F {
     let p = poly(
         m,
         s,
-        &[-0.00182721158, 0.0110644354, -0.0314556919, 0.0582345426, -0.0841945857, 0.109575763, -0.142652452, 0.199986383, -0.333333015],
+        &[
+            -0.001_827_211_6,
+            0.011_064_435,
+            -0.031_455_692,
+            0.058_234_543,
+            -0.084_194_586,
+            0.109_575_76,
+            -0.142_652_45,
+            0.199_986_38,
+            -0.333_333_02,
+        ],
     );
     let r = m.fma(m.mul(s, p), t, t);
     m.copysign(m.select(large, m.sub(m.f(std::f32::consts::FRAC_PI_2), r), r), x)
@@ -221,7 +232,7 @@ pub fn atan<M: Machine>(m: &M, x: M::F) -> M::F {
 pub fn sinh<M: Machine>(m: &M, x: M::F) -> M::F {
     let a = m.abs(x);
     let s = m.mul(a, a);
-    let p = poly(m, s, &[2.81743951e-06, 0.000198360663, 0.00833335053, 0.166666672]);
+    let p = poly(m, s, &[2.817_439_5e-6, 0.000_198_360_66, 0.008_333_350_5, 0.166_666_67]);
     let small = m.fma(m.mul(s, p), a, a);
     // Half the argument, so that the exponential does not overflow before the result does.
     let e = exp(m, m.mul(a, m.f(0.5)));
@@ -237,7 +248,7 @@ pub fn cosh<M: Machine>(m: &M, x: M::F) -> M::F {
 pub fn tanh<M: Machine>(m: &M, x: M::F) -> M::F {
     let a = m.abs(x);
     let s = m.mul(a, a);
-    let p = poly(m, s, &[-0.00620742934, 0.0210272186, -0.0538422763, 0.133324996, -0.333333164]);
+    let p = poly(m, s, &[-0.006_207_429_3, 0.021_027_219, -0.053_842_276, 0.133_325, -0.333_333_16]);
     let small = m.fma(m.mul(s, p), a, a);
     let e = exp(m, m.add(a, a));
     let large = m.sub(m.f(1.0), m.div(m.f(2.0), m.add(e, m.f(1.0))));
@@ -271,17 +282,17 @@ pub fn atanh<M: Machine>(m: &M, x: M::F) -> M::F {
 pub fn erf<M: Machine>(m: &M, x: M::F) -> M::F {
     let (t, s) = (m.abs(x), m.mul(x, x));
     // 1 - exp(-t * q(t)) for large arguments.
-    let r = m.fma(m.f(-1.72853470e-5), t, m.f(3.83197126e-4));
-    let u = m.fma(m.f(-3.88396438e-3), t, m.f(2.42546219e-2));
+    let r = m.fma(m.f(-1.728_534_7e-5), t, m.f(3.831_971_3e-4));
+    let u = m.fma(m.f(-3.883_964_4e-3), t, m.f(2.425_462_2e-2));
     let r = m.fma(r, s, u);
-    let r = m.fma(r, t, m.f(-1.06777877e-1));
-    let r = m.fma(r, t, m.f(-6.34846687e-1));
-    let r = m.fma(r, t, m.f(-1.28717512e-1));
+    let r = m.fma(r, t, m.f(-1.067_778_8e-1));
+    let r = m.fma(r, t, m.f(-6.348_467e-1));
+    let r = m.fma(r, t, m.f(-1.287_175_1e-1));
     // Above 4 the polynomial is no longer a fit; the result is 1 to the last bit from 3.92 on.
     let r = m.select(m.lt(m.f(4.0), t), m.f(-105.0), m.fma(r, t, m.sub(m.f(0.0), t)));
     let large = m.copysign(m.sub(m.f(1.0), exp(m, r)), x);
-    let p = poly(m, s, &[-5.96761703e-4, 4.99119423e-3, -2.67681349e-2, 1.12819925e-1, -3.76125336e-1, 1.28379166e-1]);
-    m.select(m.lt(m.f(0.927734375), t), large, m.fma(p, x, x))
+    let p = poly(m, s, &[-5.967_617e-4, 4.991_194_2e-3, -2.676_813_5e-2, 1.12819925e-1, -3.761_253_4e-1, 1.283_791_7e-1]);
+    m.select(m.lt(m.f(0.927_734_4), t), large, m.fma(p, x, x))
 }
 
 pub fn sigmoid<M: Machine>(m: &M, x: M::F) -> M::F {

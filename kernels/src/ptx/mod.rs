@@ -6,18 +6,25 @@
 //!
 //! The text is a function of kernel, name and chip alone: the same call gives the same bytes.
 
+mod attention;
 mod build;
 mod contract;
 mod contract_f32;
+mod conv;
+mod direct;
 mod epilogue;
 mod math;
 mod module;
 mod ops;
+mod pool;
 mod quantize;
 mod row;
 mod scaled_contract;
+mod scan;
+mod scatter_add;
 mod tiles;
 mod value;
+mod window;
 
 use crate::KernelError;
 use crate::launch::Launch;
@@ -60,7 +67,12 @@ pub fn generate(kernel: &Kernel, name: &str, arch: Arch) -> Result<Module, Kerne
         Kernel::Contract(k) => contract::generate(&e, k, name)?,
         Kernel::ScaledContract(k) => scaled_contract::generate(&e, k, name)?,
         Kernel::Quantize(k) => quantize::generate(&e, k, name)?,
-        _ => return Err(KernelError::Unsupported(format!("{} kernels have no PTX yet", kernel.family()))),
+        Kernel::Conv(k) => conv::generate(&e, k, name)?,
+        Kernel::Pool(k) => pool::generate(&e, k, name)?,
+        Kernel::ScatterAdd(k) => scatter_add::generate(&e, k, name)?,
+        Kernel::Scan(k) => scan::generate(&e, k, name)?,
+        Kernel::Attention(k) => attention::generate(&e, k, name)?,
+        Kernel::AttentionGrad(k) => attention::generate_grad(&e, k, name)?,
     }
     e.finish()
 }

@@ -36,6 +36,9 @@ pub const SHARED: u16 = 3;
 /// Bytes of shared memory that an entry may have without opting in at launch.
 pub const STATIC_SHARED_MAX: u32 = 48 * 1024;
 
+/// Bytes of shared memory from which an entry's registers are worth more than another block beside it.
+const CROWDED: u32 = 32 * 1024;
+
 /// Alignment that kernel arguments have, in bytes; the arena gives more.
 pub const ARG_ALIGN: u64 = 16;
 
@@ -91,7 +94,7 @@ impl<'c> Emitter<'c> {
         let pointer: BasicMetadataTypeEnum = self.ctx.ptr_type(AddressSpace::from(GLOBAL)).into();
         let function = self.module.add_function(name, self.ctx.void_type().fn_type(&vec![pointer; args.len()], false), None);
         function.set_call_conventions(PTX_KERNEL);
-        self.attributes(function, args, threads);
+        self.attributes(function, args, threads, shared_bytes);
         let dynamic = if shared_bytes > STATIC_SHARED_MAX { shared_bytes } else { 0 };
         let launch = Launch { entry: name.to_string(), grid: [grid.max(1), 1, 1], block: [threads, 1, 1], shared_bytes: dynamic };
         self.launches.borrow_mut().push(launch);
@@ -99,7 +102,7 @@ impl<'c> Emitter<'c> {
     }
 
     /// Arguments never alias (the kernel program says so), which lets reads go through the read-only path.
-    fn attributes(&self, function: FunctionValue<'c>, args: &[Arg], threads: u32) {
+    fn attributes(&self, function: FunctionValue<'c>, args: &[Arg], threads: u32, shared_bytes: u32) {
         let attribute = |name: &str, value| self.ctx.create_enum_attribute(Attribute::get_named_enum_kind_id(name), value);
         for (i, arg) in args.iter().enumerate() {
             let at = AttributeLoc::Param(i as u32);
@@ -110,8 +113,9 @@ impl<'c> Emitter<'c> {
             }
         }
         function.add_attribute(AttributeLoc::Function, attribute("nounwind", 0));
-        // One block a processor is enough: registers matter more than a second one.
-        for (key, value) in [("nvvm.maxntid", threads), ("nvvm.minctasm", 1)] {
+        let mut limits = vec![("nvvm.maxntid", threads)];
+        limits.extend((shared_bytes > CROWDED).then_some(("nvvm.minctasm", 1)));
+        for (key, value) in limits {
             function.add_attribute(AttributeLoc::Function, self.ctx.create_string_attribute(key, &value.to_string()));
         }
     }

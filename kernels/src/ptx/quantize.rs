@@ -74,6 +74,7 @@ impl<'c> Tile<'c, '_, '_> {
     }
 
     /// Stores neighbouring codes at `base + position` of an argument where position + lane < limit; `limit` is the row's length.
+    #[expect(clippy::too_many_arguments, reason = "each is a value of the code under construction")]
     fn codes(&self, arg: usize, base: Int<'c>, position: Int<'c>, limit: u64, x: &[Float<'c>], inverse: Float<'c>, row_inside: Int<'c>) {
         let b = self.b;
         let scaled: Vec<Val<'c>> = x.iter().map(|&x| Val::F(b.fmul(x, inverse))).collect();

@@ -203,7 +203,7 @@ impl<'c> Build<'c, '_> {
         for (i, part) in values.chunks(wide).enumerate() {
             let at = self.at(base, self.addc(index, (i * wide) as i64), dtype.size());
             let raw: Vec<_> = match dtype {
-                DType::E4m3 if wide % 2 == 0 => self.e4m3_lanes(part),
+                DType::E4m3 if wide.is_multiple_of(2) => self.e4m3_lanes(part),
                 _ => part.iter().map(|&v| self.encode(dtype, v)).collect(),
             };
             let value = if raw.len() == 1 { raw[0] } else { self.vector(&raw) };

@@ -38,9 +38,6 @@ pub fn check(name: &str, kernel: &Kernel) {
         let module = generate(kernel, name, arch).unwrap_or_else(|e| panic!("{name}: {e}"));
         let generated = start.elapsed();
         assert!(module.launches.iter().all(|l| module.text.contains(&format!(".entry {}(", l.entry))), "{name}: an entry is missing");
-        if let Some(d) = std::env::var_os("DUMP_PTX") {
-            std::fs::write(PathBuf::from(d).join(format!("{name}.{}.ptx", arch.cpu())), &module.text).unwrap();
-        }
         let Some(said) = assemble(&module, arch) else { continue };
         let clean = "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads";
         let frames = said.lines().filter(|l| l.contains("stack frame"));

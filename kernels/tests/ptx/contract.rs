@@ -60,6 +60,20 @@ pub fn dense_kernels() -> Vec<(String, Kernel)> {
     all
 }
 
+/// Products that take large tiles, with short sums.
+pub fn large_kernels() -> Vec<(String, Kernel)> {
+    const B: DType = DType::Bf16;
+    const F: DType = DType::F32;
+    let plain = Epilogue::default();
+    let layout = |left, right| Layout { left, right };
+    let mut all = vec![];
+    for (left, right) in [(false, false), (true, true)] {
+        all.push((format!("large_bf16_{left}_{right}"), dense([B, B, F], &[10], [384, 512, 72], layout(left, right), plain)));
+        all.push((format!("large_f32_{left}_{right}"), dense([F, F, F], &[10], [390, 500, 20], layout(left, right), plain)));
+    }
+    all
+}
+
 pub fn scaled_kernels() -> Vec<(String, Kernel)> {
     let mut all = vec![];
     for (m, n, k) in [(2048, 2048, 1024), (128, 64, 256), (100, 72, 144), (33, 17, 5), (70, 130, 132), (1, 128, 384)] {

@@ -1,8 +1,12 @@
 //! The PTX generator against NVIDIA's assembler, and snapshots of its text.
 #![cfg(feature = "ptx")]
 
+mod agree;
 mod assembler;
+mod attention;
 mod contract;
+mod direct;
+mod emulated;
 mod programs;
 mod quantize;
 mod row;

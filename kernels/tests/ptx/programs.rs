@@ -60,11 +60,6 @@ pub fn access(strides: &[i64]) -> Access {
     Access { offset: 0, strides: strides.to_vec(), guards: vec![] }
 }
 
-/// Contiguous strides of a shape.
-pub fn strides(shape: &[u64]) -> Vec<i64> {
-    (0..shape.len()).map(|d| shape[d + 1..].iter().product::<u64>() as i64).collect()
-}
-
 pub fn softmax(rows: u64, cols: u64, dtype: DType) -> Kernel {
     let mut w = Writer::new(&[rows, cols], 1);
     let (x, y) = (w.arg(dtype, rows * cols, Mode::Read), w.arg(dtype, rows * cols, Mode::Write));
@@ -227,7 +222,7 @@ pub fn noise(n: u64) -> Kernel {
         x = w.binary(Binary::Mul, x, c);
         let s = w.int(1 << 29);
         let high = w.binary(Binary::Div, x, s);
-        x = w.binary(Binary::Xor, x, high);
+        x = w.binary(Binary::Sub, x, high);
     }
     let m = w.int(1 << 24);
     let r = w.binary(Binary::Mod, x, m);
@@ -323,6 +318,30 @@ pub fn all() -> Vec<(String, Kernel)> {
     add("adamw", adamw(10_000));
     add("adamw_odd", adamw(10_001));
     add("cross_entropy", cross_entropy(40, 5003));
+    add("noise", noise(1000));
+    all
+}
+
+/// Programs whose emulation is quick.
+pub fn small() -> Vec<(String, Kernel)> {
+    let mut all: Vec<(String, Kernel)> = vec![];
+    let mut add = |name: &str, kernel: Kernel| all.push((name.to_string(), kernel));
+    for cols in [3, 64, 77, 1024, 2050] {
+        add(&format!("softmax_{cols}"), softmax(11, cols, DType::Bf16));
+        add(&format!("softmax_f32_{cols}"), softmax(11, cols, DType::F32));
+    }
+    for cols in [100, 130, 512, 1028, 1280] {
+        add(&format!("rmsnorm_quantized_{cols}"), rmsnorm_quantized(9, cols, cols == 512));
+    }
+    add("transpose", transpose(96, 200, DType::Bf16));
+    add("column_sums", column_sums(100, 70, DType::Bf16));
+    add("column_sums_exact", column_sums(101, 64, DType::F32));
+    add("gather", gather(33, 1000, 64));
+    add("concat", concat(7, 12, 20));
+    add("concat_odd", concat(7, 13, 20));
+    add("adamw", adamw(1000));
+    add("adamw_odd", adamw(1001));
+    add("cross_entropy", cross_entropy(12, 503));
     add("noise", noise(1000));
     all
 }

@@ -4,8 +4,8 @@ use super::{memory, reach};
 use crate::Error;
 use crate::plan::{Plan, Step, TensorId};
 use fp8c_kernels::KernelError;
-use fp8c_kernels::cpu::{Buffer, launch};
-use fp8c_kernels::program::{Kernel, ScratchFor};
+use fp8c_kernels::cpu::{Buffer, Prepared};
+use fp8c_kernels::program::ScratchFor;
 use memmap2::MmapMut;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use std::ops::Range;
@@ -15,7 +15,7 @@ pub(crate) struct CpuDevice {
     // Kept for its memory; `steps` points into it.
     arena: MmapMut,
     steps: Vec<Bound>,
-    kernels: Vec<Kernel>,
+    kernels: Vec<Prepared>,
     pool: ThreadPool,
     touched: u64,
 }
@@ -35,7 +35,7 @@ unsafe impl Send for CpuDevice {}
 unsafe impl Sync for CpuDevice {}
 
 /// A bound step that crosses to the pool's threads.
-struct Job<'a>(&'a [Bound], &'a [Kernel]);
+struct Job<'a>(&'a [Bound], &'a [Prepared]);
 // SAFETY: the pointers stay valid and unshared for as long as the borrow, which `install` outlives.
 unsafe impl Send for Job<'_> {}
 
@@ -70,7 +70,7 @@ impl CpuDevice {
             site: step.site.clone(),
         };
         let steps = plan.schedule.micro.iter().chain(&plan.schedule.update).map(bound).collect();
-        let kernels = plan.kernels.iter().map(|k| k.kernel.clone()).collect();
+        let kernels = plan.kernels.iter().map(|k| Prepared::new(&k.kernel)).collect::<Result<_, _>>().map_err(Error::Kernel)?;
         Ok(CpuDevice { arena, steps, kernels, pool, touched: 0 })
     }
 
@@ -120,7 +120,7 @@ impl Job<'_> {
         for s in steps {
             // SAFETY: the verified plan binds tensors that lie inside the arena, are aligned to 256 bytes and share no byte where one
             // is written; the kernel has been verified; `run` holds the device exclusively.
-            unsafe { launch(&kernels[s.kernel], &s.args, s.scratch) }.map_err(|e| explain(e, s))?;
+            unsafe { kernels[s.kernel].launch(&s.args, s.scratch) }.map_err(|e| explain(e, s))?;
         }
         Ok(())
     }

@@ -162,6 +162,14 @@ impl PlanFile {
         checksum(&mut entry).map_err(|e| fault(format!("{WEIGHTS} is damaged ({e})")))
     }
 
+    /// Lets go of the mapping's pages: what has been copied to a device need not stay in memory. They are read again when touched.
+    pub(crate) fn release_pages(&self) {
+        // SAFETY: the mapping is read-only and backed by the file, so dropped pages come back with the same contents. Where the
+        // system refuses, the pages stay.
+        #[cfg(unix)]
+        drop(unsafe { self.map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) });
+    }
+
     fn check_ptx(&self) -> Result<(), String> {
         for (kernel, arch) in launches(&self.plan) {
             self.ptx(kernel, arch).ok_or_else(|| format!("the archive holds no PTX of kernel {kernel} for {arch}"))?;

@@ -35,7 +35,9 @@ pub(super) fn initialise(device: &mut Device, file: &PlanFile, seed: u64) -> Res
             device.write(plan.tensor(decay).offset, &1f32.to_le_bytes())?;
         }
     }
-    constants(device, file)
+    constants(device, file)?;
+    file.release_pages();
+    Ok(())
 }
 
 /// Writes the constants, but for decay multipliers that are planned as such.

@@ -10,7 +10,9 @@ use crate::Error;
 use crate::device::{Device, DeviceChoice};
 use crate::hyper::Hyper;
 use crate::plan::{Control, Plan, PlanFile, Purpose, TensorId};
+use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
 pub use batch::Batch;
 pub use run::RunOutput;
@@ -51,6 +53,7 @@ pub struct Session {
     zeroed: Vec<TensorId>,
     updates: u64,
     scaler: Scaler,
+    profile: Option<Vec<f64>>,
 }
 
 impl Session {
@@ -64,7 +67,7 @@ impl Session {
         init::initialise(&mut device, file, options.seed)?;
         let plan = file.shared_plan();
         let zeroed = plan.zeroed_gradients();
-        Ok(Session { plan, device, seed: options.seed, zeroed, updates: 0, scaler: Scaler::default() })
+        Ok(Session { plan, device, seed: options.seed, zeroed, updates: 0, scaler: Scaler::default(), profile: None })
     }
 
     /// The plan.
@@ -127,7 +130,7 @@ impl Session {
             for (index, port) in self.plan.inputs.iter().enumerate() {
                 self.device.write(self.plan.tensor(port.tensor).offset, batch.micro(index, micro))?;
             }
-            self.device.run(0..self.plan.schedule.micro.len())?;
+            self.launch(0..self.plan.schedule.micro.len())?;
             sum += f64::from(self.scalar(loss, 0)?);
         }
         let loss = sum / f64::from(self.plan.accumulation);
@@ -136,13 +139,33 @@ impl Session {
         let mut finite = loss.is_finite();
         if finite {
             let micro = self.plan.schedule.micro.len();
-            self.device.run(micro..micro + self.plan.schedule.update.len())?;
+            self.launch(micro..micro + self.plan.schedule.update.len())?;
             grad_norm = f64::from(self.scalar(control, Control::GRAD_NORM)?);
             finite = self.scalar(control, Control::FINITE)? == 1.0;
         }
         self.updates += u64::from(finite);
         self.scaler.observe(hyper.loss_scaling, !finite);
         Ok(StepResult { loss, grad_norm, loss_scale: scale, skipped: !finite, skipped_in_row: self.scaler.skipped_in_row })
+    }
+
+    /// Takes the time of every launch from now on, at the cost of a wait after each.
+    pub fn start_profile(&mut self) {
+        self.profile = Some(vec![0.0; self.plan.schedule.micro.len() + self.plan.schedule.update.len()]);
+    }
+
+    /// Seconds spent in each step of the flattened schedule since [`Session::start_profile`].
+    pub fn profile(&self) -> Option<&[f64]> {
+        self.profile.as_deref()
+    }
+
+    fn launch(&mut self, positions: Range<usize>) -> Result<(), Error> {
+        let Some(seconds) = &mut self.profile else { return self.device.run(positions) };
+        for at in positions {
+            let started = Instant::now();
+            self.device.run(at..at + 1)?;
+            seconds[at] += started.elapsed().as_secs_f64();
+        }
+        Ok(())
     }
 
     fn scalar(&self, id: TensorId, index: usize) -> Result<f32, Error> {

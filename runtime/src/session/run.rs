@@ -42,7 +42,7 @@ impl Session {
             self.write_control(control, &Hyper::default(), 1.0)?;
         }
         self.zero_gradients()?;
-        self.device.run(0..plan.schedule.micro.len())?;
+        self.launch(0..plan.schedule.micro.len())?;
         let outputs = plan.outputs.iter().map(|p| self.output(p)).collect::<Result<_, _>>()?;
         let gradients = if gradients { self.gradients()? } else { vec![] };
         let known = |t: &&HostTensor| !plan.inputs.iter().any(|p| p.name == t.name);

@@ -38,7 +38,7 @@ impl Scaler {
         if scaling != LossScaling::Dynamic {
             return;
         }
-        self.good_steps = if skipped { 0 } else { self.good_steps + 1 };
+        self.good_steps = if skipped { 0 } else { self.good_steps.saturating_add(1) };
         if skipped {
             self.scale = (self.scale / 2.0).max(f32::MIN_POSITIVE);
         } else if self.good_steps >= GOOD_STEPS {

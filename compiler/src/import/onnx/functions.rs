@@ -120,7 +120,7 @@ fn resolved(mut proto: NodeProto, given: &BTreeMap<String, Attribute>, files: &m
     let (references, own) = std::mem::take(&mut proto.attribute).into_iter().partition(|a| !a.ref_attr_name.is_empty());
     proto.attribute = own;
     let mut out = node(proto, files)?;
-    for reference in Vec::<onnx_protobuf::AttributeProto>::from(references) {
+    for reference in references {
         if let Some(value) = given.get(&reference.ref_attr_name) {
             out.attributes.insert(reference.name, value.clone());
         }

@@ -289,17 +289,17 @@ pub(super) fn volume(shape: &[u64]) -> Result<u64, String> {
     product.ok_or_else(|| format!("has an absurd shape {shape:?}"))
 }
 
-/// The storage format of ONNX's numeric code of an element type.
+/// The storage format of ONNX's numeric code of an element type; half and double precision are stored as f32, as everywhere.
 ///
 /// # Errors
-/// For the formats that a tensor of the graph cannot have.
+/// For the formats that a tensor of the graph cannot have. Narrow integers are among them: a conversion to one wraps.
 pub(super) fn dtype_of_code(code: i64) -> Result<DType, String> {
-    match Elem::from_onnx(i32::try_from(code).unwrap_or(0)) {
-        Elem::F32 => Ok(DType::F32),
-        Elem::Bf16 => Ok(DType::Bf16),
-        Elem::I64 => Ok(DType::I64),
-        Elem::I32 => Ok(DType::I32),
-        Elem::Bool => Ok(DType::Bool),
-        other => Err(format!("uses the element type {}; float32, bfloat16, int64, int32 and bool are accepted", other.name())),
-    }
+    let elem = Elem::from_onnx(i32::try_from(code).unwrap_or(0));
+    let name = match elem {
+        Elem::Other(code) => format!("with ONNX's number {code}"),
+        other => other.name(),
+    };
+    let exact = elem.is_float() || matches!(elem, Elem::I64 | Elem::I32 | Elem::Bool);
+    let dtype = elem.dtype().filter(|_| exact);
+    dtype.ok_or_else(|| format!("uses the element type {name}; floats of 16 to 64 bits, int64, int32 and bool are accepted"))
 }

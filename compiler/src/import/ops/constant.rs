@@ -94,7 +94,7 @@ const MAX_RANGE: i128 = 1 << 24;
 
 fn float_range([start, limit, delta]: [f64; 3]) -> Result<ConstData, String> {
     let count = ((limit - start) / delta).ceil().max(0.0);
-    if !(count <= MAX_RANGE as f64) {
+    if count.is_nan() || count > MAX_RANGE as f64 {
         return Err(format!("makes more than {MAX_RANGE} elements"));
     }
     let list: Vec<f32> = (0..count as u64).map(|i| (start + i as f64 * delta) as f32).collect();

@@ -7,11 +7,15 @@ use crate::graph::{ConstData, Op, ValueId};
 use fp8c_kernels::DType;
 use fp8c_kernels::program::Binary;
 
-pub(super) const OPS: Table =
-    &[("Gather", Rule::Call(gather)), ("GatherElements", Rule::Call(gather_elements)), ("GatherND", Rule::Call(gather_nd))];
+pub(super) const OPS: Table = &[
+    ("Gather", Rule::Call(gather)),
+    ("GatherElements", Rule::Call(gather_elements)),
+    ("GatherND", Rule::Call(gather_nd)),
+    ("OneHot", Rule::Call(one_hot)),
+];
 
 /// The index with negative positions counted from the end of an axis of this extent.
-fn from_front(call: &mut Call, index: ValueId, extent: u64) -> Result<ValueId, String> {
+pub(super) fn from_front(call: &mut Call, index: ValueId, extent: u64) -> Result<ValueId, String> {
     let dtype = call.dtype(index);
     if !matches!(dtype, DType::I64 | DType::I32) {
         return Err(format!("needs an index of integers, has {dtype}"));
@@ -81,7 +85,7 @@ fn gather_nd(call: &mut Call) -> Outcome {
 }
 
 /// Row-major positions `[b, j, 1]` of the coordinates `[b, j, depth]` in a box.
-fn linear(call: &mut Call, index: ValueId, picked: &[u64]) -> Result<ValueId, String> {
+pub(super) fn linear(call: &mut Call, index: ValueId, picked: &[u64]) -> Result<ValueId, String> {
     let mut position = None;
     for (d, &extent) in picked.iter().enumerate() {
         let coordinate = call.narrow(index, 2, d as u64, 1)?;
@@ -97,4 +101,33 @@ fn linear(call: &mut Call, index: ValueId, picked: &[u64]) -> Result<ValueId, St
         });
     }
     position.ok_or_else(|| "needs an index with coordinates".into())
+}
+
+/// A new axis with one value where the index says and another elsewhere; an index beyond the axis says nowhere.
+fn one_hot(call: &mut Call) -> Outcome {
+    let (index, values) = (call.input(0)?, call.input(2)?);
+    let depth = call.const_ints(1, "the depth")?.and_then(|d| d.first().copied()).unwrap_or(-1);
+    let depth = u64::try_from(depth).map_err(|_| "needs a depth")?;
+    if call.shape(values) != [2] {
+        return Err("needs the values off and on".into());
+    }
+    let mut shape = call.shape(index);
+    let along = axis(call.int("axis", -1)?, shape.len() + 1)?;
+    let index = call.cast(index, DType::I64)?;
+    shape.insert(along, 1);
+    let index = call.reshape(index, shape.clone())?;
+    let mut line = vec![1; shape.len()];
+    line[along] = depth;
+    let position = call.one(Op::Iota { shape: line, axis: along }, &[])?;
+    let (off, on) = (call.narrow(values, 0, 0, 1)?, call.narrow(values, 0, 1, 1)?);
+    let mut e = Scalar::default();
+    let (i, p, off_value, on_value) = (e.operand(0), e.operand(1), e.operand(2), e.operand(3));
+    let (zero, n) = (e.int(0), e.int(depth as i64));
+    let negative = e.binary(Binary::Lt, i, zero);
+    let wrapped = e.binary(Binary::Add, i, n);
+    let from_front = e.select(negative, wrapped, i);
+    let here = e.binary(Binary::Eq, from_front, p);
+    e.select(here, on_value, off_value);
+    let dtype = call.dtype(values);
+    call.map(e.finish(), &[index, position, off, on], dtype).map(|v| vec![v])
 }

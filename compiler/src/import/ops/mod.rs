@@ -20,6 +20,7 @@ mod pad;
 mod pool;
 mod reduce;
 mod rotary;
+mod scatter;
 mod shape;
 mod softmax;
 #[cfg(test)]
@@ -114,6 +115,7 @@ const FAMILIES: &[Table] = &[
     pool::OPS,
     reduce::OPS,
     rotary::OPS,
+    scatter::OPS,
     shape::OPS,
     softmax::OPS,
 ];

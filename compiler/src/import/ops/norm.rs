@@ -1,17 +1,20 @@
 //! Normalisations.
 
-use super::call::{Call, axis, volume};
+use super::call::{Call, axes, axis, volume};
 use super::expr::Scalar;
 use super::{Outcome, Rule, Table};
 use crate::graph::{NormOp, Op, ValueId};
 use fp8c_kernels::DType;
-use fp8c_kernels::program::{Binary, FloatBits, Fold, Unary};
+use fp8c_kernels::program::{Binary, FloatBits, Fold, PoolOp, Unary, Window};
 
 pub(super) const OPS: Table = &[
     ("BatchNormalization", Rule::Call(batch_normalization)),
     ("GroupNormalization", Rule::Call(group_normalization)),
     ("InstanceNormalization", Rule::Call(instance_normalization)),
+    ("LRN", Rule::Call(local_response_normalization)),
     ("LayerNormalization", Rule::Call(layer_normalization)),
+    ("LpNormalization", Rule::Call(lp_normalization)),
+    ("MeanVarianceNormalization", Rule::Call(mean_variance_normalization)),
     ("RMSNormalization", Rule::Call(rms_normalization)),
 ];
 
@@ -157,4 +160,73 @@ fn batch_normalization(call: &mut Call) -> Outcome {
     let y = call.map(e.finish(), &[x, mean, rstd], DType::F32)?;
     let dtype = call.dtype(x);
     by_channel(call, y, scale, bias, dtype).map(|v| vec![v])
+}
+
+fn mean_variance_normalization(call: &mut Call) -> Outcome {
+    let x = call.float_input(0)?;
+    let list = call.ints("axes")?.unwrap_or_else(|| vec![0, 2, 3]);
+    let axes = axes(&list, call.rank(x))?;
+    // The operator's definition adds 1e-9 to the deviation; to the variance it is as good as 0.
+    let y = standardised(call, x, &axes, 1e-9)?;
+    let dtype = call.dtype(x);
+    call.cast(y, dtype).map(|v| vec![v])
+}
+
+/// `x / norm(x)` along one axis, 0 where the norm is.
+fn lp_normalization(call: &mut Call) -> Outcome {
+    let x = call.float_input(0)?;
+    let along = axis(call.int("axis", -1)?, call.rank(x))?;
+    let square = match call.int("p", 2)? {
+        1 => false,
+        2 => true,
+        p => return Err(format!("has the norm of order {p}; 1 and 2 exist")),
+    };
+    let mut e = Scalar::default();
+    let x0 = e.operand(0);
+    if square {
+        e.binary(Binary::Mul, x0, x0)
+    } else {
+        e.unary(Unary::Abs, x0)
+    };
+    let powers = call.map(e.finish(), &[x], DType::F32)?;
+    let sum = call.reduce(Fold::Sum, powers, &[along], DType::F32)?;
+    let norm = if square { call.unary(Unary::Sqrt, sum)? } else { sum };
+    let mut e = Scalar::default();
+    let (x0, n) = (e.operand(0), e.operand(1));
+    let zero = e.float(0.0);
+    let one = e.float(1.0);
+    let empty = e.binary(Binary::Eq, n, zero);
+    let divisor = e.select(empty, one, n);
+    e.binary(Binary::Div, x0, divisor);
+    let dtype = call.dtype(x);
+    call.map(e.finish(), &[x, norm], dtype).map(|v| vec![v])
+}
+
+/// `x / (bias + alpha / size * sum of squares of the channels around)^beta`; the sum is an average pool along the channels.
+fn local_response_normalization(call: &mut Call) -> Outcome {
+    let x = call.float_input(0)?;
+    let (shape, dtype) = (call.shape(x), call.dtype(x));
+    let size = u64::try_from(call.int("size", 0)?).ok().filter(|s| (1..1 << 20).contains(s)).ok_or("needs a positive size")?;
+    if shape.len() < 2 {
+        return Err("needs an input [n, c, ..]".into());
+    }
+    let (before, channels, rest) = ((size - 1) / 2, shape[1], volume(&shape[2..])?);
+    let mut e = Scalar::default();
+    let x0 = e.operand(0);
+    e.binary(Binary::Mul, x0, x0);
+    let squares = call.map(e.finish(), &[x], DType::F32)?;
+    let planes = call.reshape(squares, vec![shape[0], 1, channels, rest])?;
+    let image = [channels, rest];
+    let window = Window { input: image, output: image, kernel: [size, 1], stride: [1, 1], dilation: [1, 1], pad: [before, 0] };
+    let op = PoolOp::AverageWithPadding { pad_end: [size - 1 - before, 0] };
+    let means = call.one(Op::Pool { op, window }, &[planes])?;
+    let means = call.reshape(means, shape)?;
+    let (alpha, beta, bias) = (call.float("alpha", 1e-4)?, call.float("beta", 0.75)?, call.float("bias", 1.0)?);
+    let mut e = Scalar::default();
+    let (x0, mean) = (e.operand(0), e.operand(1));
+    let scaled = e.with(Binary::Mul, mean, alpha);
+    let shifted = e.with(Binary::Add, scaled, bias);
+    let power = e.with(Binary::Pow, shifted, beta);
+    e.binary(Binary::Div, x0, power);
+    call.map(e.finish(), &[x, means], dtype).map(|v| vec![v])
 }

@@ -243,8 +243,8 @@ impl Trace<'_> {
                 let below = inner.strip_prefix(module).and_then(|rest| rest.strip_prefix('.'));
                 same == leaf && tied.contains(inner) && below.is_some_and(|child| !child.contains('.'))
             };
-            let bound = (p + 1..self.signature.parameters.len()).filter(|q| !missing.contains(q));
-            if let Some(q) = bound.filter(child).next() {
+            let mut bound = (p + 1..self.signature.parameters.len()).filter(|q| !missing.contains(q));
+            if let Some(q) = bound.find(child) {
                 self.found.names[q] = self.signature.parameters[p].target.clone();
                 self.found.names[p] = String::new();
             }

@@ -8,6 +8,7 @@ mod norm;
 mod reduce;
 mod rotary;
 mod softmax;
+mod squares;
 
 use super::core::{Core, Writer};
 use crate::Error;
@@ -20,6 +21,7 @@ use std::collections::BTreeMap;
 /// [`Error::Graph`] where an operator does not fit its inputs, which a verified graph excludes.
 pub(super) fn expand(graph: &Graph) -> Result<Core, Error> {
     let live = live(graph);
+    let (users, mut running) = (graph.users(), squares::Running::default());
     let mut w = Writer::new(graph);
     for (n, node) in graph.nodes.iter().enumerate().filter(|(n, node)| live[*n] && node.op.is_source()) {
         w.begin(NodeId(n as u32), NodeId(n as u32), node.results[0]);
@@ -28,6 +30,15 @@ pub(super) fn expand(graph: &Graph) -> Result<Core, Error> {
     }
     for (n, node) in graph.nodes.iter().enumerate().filter(|(n, node)| live[*n] && !node.op.is_source()) {
         w.begin(NodeId(n as u32), NodeId(n as u32), node.results[0]);
+        if node.op == Op::SumSquares {
+            let sum = node.results[0];
+            let continues = |u: &Node| u.op == Op::SumSquares && u.inputs[1] == sum && u.inputs[0] != sum;
+            let goes_on = matches!(users[sum.index()][..], [u] if continues(graph.node(u)));
+            if let Some(total) = running.add(&mut w, node, goes_on)? {
+                w.bind(sum, total, sum);
+            }
+            continue;
+        }
         let inputs = node.inputs.iter().map(|&v| w.get(v)).collect::<Result<Vec<_>, _>>()?;
         let results = one(&mut w, node, &inputs)?;
         for (&old, new) in node.results.iter().zip(results) {
@@ -49,7 +60,6 @@ fn one(w: &mut Writer, node: &Node, x: &[ValueId]) -> Result<Vec<ValueId>, Error
         }
         Op::CrossEntropy(c) => loss::cross_entropy(w, c, x)?,
         Op::CrossEntropyGrad(c) => vec![loss::cross_entropy_grad(w, c, x)?],
-        Op::SumSquares => vec![reduce::sum_squares(w, x[0], x[1])?],
         op => w.add(op.clone(), x)?,
     })
 }

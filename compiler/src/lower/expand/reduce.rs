@@ -56,16 +56,6 @@ pub(super) fn along_rows(w: &mut Writer, op: Fold, x: ValueId, axes: usize) -> R
     }
 }
 
-/// A gradient's sum of squares added to a running sum: squares summed in parts, and the parts added in place.
-pub(super) fn sum_squares(w: &mut Writer, gradient: ValueId, sum: ValueId) -> Result<ValueId, Error> {
-    let n = w.core.graph.ty(gradient).elements();
-    let p = partials(1, n);
-    let flat = w.reshape(gradient, &[p, n / p.max(1)])?;
-    let squares = w.map(DType::F32, &[flat], |f, v| f.mul(v[0], v[0]))?;
-    let parts = along_rows(w, Fold::Sum, squares, 1)?;
-    w.one(Op::AccumulateGradient, &[sum, parts])
-}
-
 /// Neighbouring axes of one fate merged, those of extent 1 dropped: `(extent, folded)`.
 fn runs(shape: &[u64], axes: &[usize]) -> Vec<(u64, bool)> {
     let mut runs: Vec<(u64, bool)> = vec![];
@@ -81,7 +71,11 @@ fn runs(shape: &[u64], axes: &[usize]) -> Vec<(u64, bool)> {
 
 /// Into how many parts each row of a reduction is cut: the divisor of `row` next below what fills a device.
 fn partials(rows: u64, row: u64) -> u64 {
-    let most = (ENOUGH_ROWS.div_ceil(rows.max(1))).min(row / SHORT_ROW).min(MOST_PARTIALS);
+    divisor(row, (ENOUGH_ROWS.div_ceil(rows.max(1))).min(row / SHORT_ROW).min(MOST_PARTIALS))
+}
+
+/// The largest divisor of `row` up to `most`.
+pub(super) fn divisor(row: u64, most: u64) -> u64 {
     (1..=most).rev().find(|p| row.is_multiple_of(*p)).unwrap_or(1)
 }
 

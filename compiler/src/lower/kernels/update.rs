@@ -5,7 +5,7 @@
 use super::{At, Draft, Fault};
 use crate::graph::{Op, ValueId};
 use crate::lower::tidy::tidy;
-use fp8c_kernels::program::{Access, Arg, Binary, Fold, Kernel, Kind, Literal, Mode, RowProgram, Stmt, Unary, Var};
+use fp8c_kernels::program::{Access, Arg, Binary, Kernel, Kind, Literal, Mode, RowProgram, Stmt, Unary, Var};
 use fp8c_runtime::plan::Control;
 
 /// PyTorch's `clip_grad_norm_` adds this to the norm.
@@ -222,20 +222,13 @@ fn with_momentum<'s, 'a>(at: At<'s, 'a>) -> Result<(Update<'s, 'a>, Common, u32,
     Ok((u, c, m, control))
 }
 
-/// Inputs buffer, g. A buffer of one element takes the sum of all of `g`: what is left of a sum of squares.
+/// Inputs buffer, g.
 pub(super) fn accumulate(at: At) -> Result<Draft, Fault> {
-    let [into, from] = [0, 1].map(|i| at.scene.elements(at.inputs()[i]));
-    let mut u = Update::new(at, from);
+    let mut u = Update::new(at, at.scene.elements(at.inputs()[0]));
     let (buffer, g) = (u.arg(0, Mode::Update)?, u.arg(1, Mode::Read)?);
-    let mut x = u.load(g);
-    let mut access = u.element();
-    if into != from {
-        x = u.push(Stmt::Reduce { op: Fold::Sum, x });
-        access.strides[0] = 0;
-    }
-    let old = u.push(Stmt::Load { arg: buffer, access: access.clone(), indexed: None });
-    let x = u.add(old, x);
-    u.push(Stmt::Store { arg: buffer, access, x });
+    let (old, x) = (u.load(buffer), u.load(g));
+    let sum = u.add(old, x);
+    u.store(buffer, sum);
     Ok(u.draft(1))
 }
 

@@ -160,7 +160,10 @@ impl Case {
         let runs = [true, false].map(|fuse| {
             let program = lower(graph, Options { fuse, ..Options::default() }).unwrap();
             let mut machine = Machine::new(self, graph, &program);
-            machine.run(&program);
+            let update = program.units.iter().position(|u| u.epoch == Epoch::Update).unwrap_or(program.units.len());
+            machine.launch(&program.units[..update]);
+            machine.make_again(&program);
+            machine.launch(&program.units[update..]);
             machine.compare(graph, &program, &expected);
             machine.results(graph, &program)
         });
@@ -227,7 +230,22 @@ impl Machine {
     }
 
     fn run(&mut self, program: &Program) {
-        for unit in &program.units {
+        self.launch(&program.units);
+    }
+
+    /// Checks that every other way to make a buffer gives the bits that are there.
+    fn make_again(&mut self, program: &Program) {
+        for unit in &program.again {
+            let at = unit.kernel.args().iter().position(|a| a.mode != fp8c_kernels::program::Mode::Read).unwrap();
+            let b = unit.args[at].0 as usize;
+            let before = self.bytes(b).to_vec();
+            self.launch(std::slice::from_ref(unit));
+            assert!(self.bytes(b) == before, "{} comes out differently", program.buffers[b].name);
+        }
+    }
+
+    fn launch(&mut self, units: &[crate::units::Unit]) {
+        for unit in units {
             let mut scratch = lines(cpu::scratch_bytes(&unit.kernel, rayon::current_num_threads()));
             let scratch = cpu::Buffer { ptr: scratch.as_mut_ptr().cast(), bytes: scratch.len() * 64 };
             let bind = |b: &crate::units::BufferId| {

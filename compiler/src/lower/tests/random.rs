@@ -77,7 +77,7 @@ fn step(c: &mut Case, values: &mut Vec<ValueId>, (what, first, second): Draw) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
     #[test]
     fn lowered_graphs_compute_what_the_interpreter_does(
         draws in prop::collection::vec((any::<u8>(), any::<u8>(), any::<u8>()), 1..14),
@@ -93,10 +93,11 @@ proptest! {
         let last = values.len() - 1;
         c.output(values[last]);
         c.output(values[keep as usize % values.len()]);
-        // Sums of differences of roundings in bf16 are compared by fusion alone.
         let expected = c.expected(&c.graph);
         let sane = |t: &Tensor| t.floats().is_ok_and(|v| v.iter().all(|x| x.abs() < 1e4));
         prop_assume!(expected.iter().all(sane));
-        c.check();
+        // A back end may order a sum by how its operands lie, which fusion changes.
+        let sums = |n: &Node| matches!(n.op, Op::Reduce { op: Fold::Sum, .. } | Op::Softmax { .. } | Op::Matmul { .. });
+        c.check_graph(&c.graph, !c.graph.nodes.iter().any(sums));
     }
 }

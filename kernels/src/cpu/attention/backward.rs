@@ -21,7 +21,8 @@ pub(super) fn tasks(plan: &Plan) -> Tasks {
     let panels = plan.panel(queries, d) + plan.panel(queries, dv) + plan.panel(keys, d) + plan.panel(keys, dv);
     let scores = queries * keys * if plan.cap.is_some() { 3 } else { 2 };
     Tasks {
-        count: (plan.k.batch * plan.k.kv_heads) as usize,
+        // Without positions there is nothing to write.
+        count: if plan.q_len.max(plan.kv_len) == 0 { 0 } else { (plan.k.batch * plan.k.kv_heads) as usize },
         floats: (sums(plan) + panels + scores + queries * (d + 2) + 2 * dv + keys) as u64,
         flops: plan.flops(5),
     }
@@ -96,12 +97,11 @@ impl<'a> KeyHead<'a> {
         let slot = &mut slot;
         let (queries, keys, d, dv) = (plan.queries(), plan.ld(), plan.depth, plan.v_depth);
         let sums = cut(slot, sums(plan));
-        let (dk_sums, dv_sums) = match plan.float {
-            Float::Bf16 => {
-                let (k, v) = sums.split_at_mut(plan.kv_len * d);
-                (Sums { ptr: k.as_mut_ptr(), ld: d }, Sums { ptr: v.as_mut_ptr(), ld: dv })
-            }
-            Float::F32 => [g.dk, g.dv].map(|t| Sums { ptr: t.at(batch, kv_head, 0).ptr.cast(), ld: t.heads.position as usize }).into(),
+        let (dk_sums, dv_sums) = if plan.float == Float::F32 {
+            [g.dk, g.dv].map(|t| Sums { ptr: t.at(batch, kv_head, 0).ptr.cast(), ld: t.heads.position as usize }).into()
+        } else {
+            let (k, v) = sums.split_at_mut(plan.kv_len * d);
+            (Sums { ptr: k.as_mut_ptr(), ld: d }, Sums { ptr: v.as_mut_ptr(), ld: dv })
         };
         let panels = [(queries, d), (queries, dv), (keys, d), (keys, dv)].map(|(rows, depth)| cut(slot, plan.panel(rows, depth)));
         KeyHead {
@@ -136,7 +136,7 @@ impl<'a> KeyHead<'a> {
                     self.queries(head, start..(start + QUERIES).min(plan.q_len));
                 }
             }
-            if plan.float == Float::Bf16 {
+            if plan.float != Float::F32 {
                 for row in 0..plan.kv_len {
                     let (dk, dv) = (self.g.dk.at(self.batch, self.kv_head, row), self.g.dv.at(self.batch, self.kv_head, row));
                     dk.store_row(std::slice::from_raw_parts(self.dk.at(row), plan.depth));
@@ -167,7 +167,7 @@ impl<'a> KeyHead<'a> {
             for start in seen.clone().step_by(KEYS) {
                 self.block(head, &queries, start..(start + KEYS).min(seen.end), q, d_o);
             }
-            for (row, dq) in self.dq.chunks_exact(plan.depth).take(rows).enumerate() {
+            for (row, dq) in self.dq.chunks_exact(plan.depth.max(1)).take(rows).enumerate() {
                 self.g.dq.at(batch, head, first + row).store_row(dq);
             }
         }

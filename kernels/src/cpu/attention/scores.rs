@@ -4,7 +4,7 @@ use super::super::Buffer;
 use super::super::loops::add_scaled;
 use super::super::math::{self, Fma};
 use super::super::matrix::{Float, Operand};
-use crate::numerics::simd::Vectorised;
+use crate::numerics::simd::{Vectorised, fold_lanes};
 use crate::program::{self, Attention};
 use crate::{DType, KernelError};
 use std::ops::Range;
@@ -200,7 +200,7 @@ impl Vectorised for Softmax<'_> {
                     *lane += *z;
                 }
             }
-            self.sum[row] += lanes.into_iter().fold(0.0, |s, x| s + x);
+            self.sum[row] += fold_lanes(lanes, |x, y| x + y);
         }
     }
 }
@@ -214,7 +214,7 @@ fn largest(scores: &[f32], least: f32) -> f32 {
             *lane = if *z > *lane { *z } else { *lane };
         }
     }
-    lanes.into_iter().fold(least, |m, z| if z > m { z } else { m })
+    fold_lanes(lanes, |x, y| if x > y { x } else { y })
 }
 
 /// From capped and biased scores makes the probabilities `exp(z - lse)`, and from `do . v` in `grads` the gradients of the raw

@@ -2,10 +2,10 @@
 
 use super::super::matrix::{Float, Operand};
 use crate::program::Window;
-use half::bf16;
 use std::ops::Range;
 
 /// Output columns `x` whose kernel column `s` reads inside the image, within a range.
+#[inline(always)]
 fn inside(w: &Window, s: usize, x: Range<usize>) -> Range<usize> {
     let origin = s as i64 * w.dilation[1] as i64 - w.pad[1] as i64;
     let (step, extent) = (w.stride[1] as i64, w.input[1] as i64);
@@ -36,12 +36,14 @@ fn runs(w: &Window, positions: Range<usize>) -> impl Iterator<Item = Run> {
 }
 
 /// Input row that output row `y` reads with kernel row `r`, where inside the image.
+#[inline(always)]
 fn input_row(w: &Window, y: usize, r: usize) -> Option<usize> {
     let row = (y as u64 * w.stride[0] + r as u64 * w.dilation[0]) as i64 - w.pad[0] as i64;
     (0..w.input[0] as i64).contains(&row).then_some(row as usize)
 }
 
 /// Element of an input row that output column `x` reads with kernel column `s`; it must be inside.
+#[inline(always)]
 fn input_column(w: &Window, x: usize, s: usize) -> usize {
     (x as u64 * w.stride[1] + s as u64 * w.dilation[1] - w.pad[1]) as usize
 }
@@ -101,19 +103,29 @@ pub(super) fn scatter(w: &Window, columns: &[f32], ld: usize, positions: Range<u
     }
 }
 
-/// The taps of one plane, for convolutions whose groups have a single input channel: calls `visit(tap, run of the output plane,
-/// run of the input plane)`; the input's run has the stride of the window.
-pub(super) fn taps(w: &Window, mut visit: impl FnMut(usize, Range<usize>, usize)) {
+/// One output row under one tap: the run of the output plane, and where the input plane's begins; the latter's stride is the
+/// window's.
+pub(super) struct TapRow {
+    pub tap: usize,
+    pub output: Range<usize>,
+    pub input: usize,
+}
+
+/// Visits every tap of every output row that reads inside the image, for convolutions whose groups have a single input channel.
+#[inline(always)]
+pub(super) fn taps(w: &Window, mut visit: impl FnMut(TapRow)) {
     let (across, out_across) = (w.input[1] as usize, w.output[1] as usize);
-    for y in 0..w.output[0] as usize {
-        for r in 0..w.kernel[0] as usize {
-            let Some(row) = input_row(w, y, r) else { continue };
-            for s in 0..w.kernel[1] as usize {
-                let seen = inside(w, s, 0..out_across);
-                if !seen.is_empty() {
-                    let first = row * across + input_column(w, seen.start, s);
-                    visit(r * w.kernel[1] as usize + s, y * out_across + seen.start..y * out_across + seen.end, first);
-                }
+    for r in 0..w.kernel[0] as usize {
+        for s in 0..w.kernel[1] as usize {
+            let seen = inside(w, s, 0..out_across);
+            if seen.is_empty() {
+                continue;
+            }
+            let column = input_column(w, seen.start, s);
+            for y in 0..w.output[0] as usize {
+                let Some(row) = input_row(w, y, r) else { continue };
+                let output = y * out_across + seen.start..y * out_across + seen.end;
+                visit(TapRow { tap: r * w.kernel[1] as usize + s, output, input: row * across + column });
             }
         }
     }
@@ -128,8 +140,8 @@ pub(super) unsafe fn plane(x: Operand, len: usize, panel: &mut [f32]) -> &[f32] 
     unsafe {
         match x.float {
             Float::F32 => std::slice::from_raw_parts(x.ptr.cast(), len),
-            Float::Bf16 => {
-                crate::numerics::widen_bf16(std::slice::from_raw_parts(x.ptr.cast::<bf16>(), len), &mut panel[..len]);
+            _ => {
+                x.load_row(&mut panel[..len]);
                 &panel[..len]
             }
         }

@@ -2,6 +2,8 @@
 
 mod columns;
 mod depthwise;
+mod planes;
+mod strided;
 
 use super::Buffer;
 use super::matrix::{Float, Operand, Shape, View, product};
@@ -61,20 +63,36 @@ impl<'a> Plan<'a> {
         plan.channels = match k.pass {
             ConvPass::Fprop => fit,
             // Every task has its own channels' image: in scratch for bf16.
-            ConvPass::Dgrad if float == Float::Bf16 => fit.min((SUMS / x_len.max(1)).max(1)),
+            ConvPass::Dgrad if float != Float::F32 => fit.min((SUMS / x_len.max(1)).max(1)),
             ConvPass::Dgrad => fit,
             ConvPass::Wgrad => fit.min(cig.div_ceil(ENOUGH.div_ceil(groups)).max(1)),
         };
         plan.channels = plan.channels.clamp(1, cig.max(1));
         if k.pass == ConvPass::Wgrad {
             let tasks = groups * cig.div_ceil(plan.channels);
-            plan.couts = cog.div_ceil(ENOUGH.div_ceil(tasks.max(1))).max(32).min(cog);
+            plan.couts = cog.div_ceil(ENOUGH.div_ceil(tasks.max(1))).max(32).min(cog).max(1);
         }
         Ok(plan)
     }
 
     fn flops(&self) -> u64 {
         2 * self.k.batch * (self.cout * self.cig * self.taps) as u64 * self.y_len as u64
+    }
+
+    /// Elements of the output.
+    fn out_len(&self) -> usize {
+        let k = self.k;
+        match k.pass {
+            ConvPass::Fprop => k.batch as usize * self.cout * self.y_len,
+            ConvPass::Dgrad => k.batch as usize * self.cin * self.x_len,
+            ConvPass::Wgrad => self.cout * self.cig * self.taps,
+        }
+    }
+
+    /// Whether no product contributes: the output is the bias, or zero.
+    fn blank(&self) -> bool {
+        let image = |channels: usize, len: usize| self.k.batch as usize * channels * len == 0;
+        image(self.cin, self.x_len) || image(self.cout, self.y_len) || self.cout * self.cig * self.taps == 0
     }
 
     fn blocks(&self) -> usize {
@@ -96,6 +114,10 @@ impl<'a> Plan<'a> {
     }
 
     fn tasks(&self) -> Tasks {
+        if self.blank() {
+            let planes = if self.k.pass == ConvPass::Fprop { self.k.batch as usize * self.cout } else { 1 };
+            return Tasks { count: if self.out_len() == 0 { 0 } else { planes }, floats: 0, flops: self.out_len() as u64 };
+        }
         if depthwise::suits(self) {
             return depthwise::tasks(self);
         }
@@ -187,7 +209,7 @@ impl<'a> Plan<'a> {
                 if args.bias.is_some() {
                     sums.iter_mut().for_each(|y| *y += bias);
                 }
-                if self.float == Float::Bf16 {
+                if self.float != Float::F32 {
                     y.at(row, 0).store_row(sums);
                 }
             }
@@ -208,7 +230,7 @@ impl<'a> Plan<'a> {
         unsafe {
             let sums = match self.float {
                 Float::F32 => std::slice::from_raw_parts_mut(dx.ptr.cast::<f32>(), chunk.len() * self.x_len),
-                Float::Bf16 => &mut sums[..chunk.len() * self.x_len],
+                _ => &mut sums[..chunk.len() * self.x_len],
             };
             sums.fill(0.0);
             let w = self.weights(args.w, group * self.cog, &chunk).view(self.cog, depth, panel_w);
@@ -218,7 +240,7 @@ impl<'a> Plan<'a> {
                 product(Shape { m: depth, n, k: self.cog }, panel.as_mut_ptr(), n, false, w.t(), dy, 1.0);
                 scatter(&self.k.window, &panel[..depth * n], n, p, sums);
             }
-            if self.float == Float::Bf16 {
+            if self.float != Float::F32 {
                 dx.store_row(sums);
             }
         }
@@ -247,9 +269,22 @@ impl<'a> Plan<'a> {
                 accumulate = true;
             }
         }
-        if !accumulate {
-            // SAFETY: as above.
-            (0..m).for_each(|row| unsafe { std::slice::from_raw_parts_mut(dw.at(row, 0).ptr.cast::<f32>(), n).fill(0.0) });
+    }
+
+    /// Fills an output that no product contributes to: a plane with its bias, or all with zero.
+    unsafe fn fill(&self, args: &Args, task: usize) {
+        let (out, len) = match self.k.pass {
+            ConvPass::Fprop => (args.y.offset((task * self.y_len) as isize), self.y_len),
+            ConvPass::Dgrad => (args.x, self.out_len()),
+            ConvPass::Wgrad => (args.w, self.out_len()),
+        };
+        let mut bias = [0.0];
+        // SAFETY: one bias for each output channel; the plane is this task's own.
+        unsafe {
+            if let Some(operand) = args.bias {
+                operand.at(task % self.cout, 0).load_row(&mut bias);
+            }
+            (0..len).for_each(|i| out.at(i, 0).store_row(&bias));
         }
     }
 
@@ -259,6 +294,7 @@ impl<'a> Plan<'a> {
         // SAFETY: the caller's promise.
         unsafe {
             match self.k.pass {
+                _ if self.blank() => self.fill(args, task),
                 _ if depthwise::suits(self) => depthwise::run(self, args, task, slot),
                 ConvPass::Fprop => self.fprop(args, task, slot),
                 ConvPass::Dgrad => self.dgrad(args, task, slot),

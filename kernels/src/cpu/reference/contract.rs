@@ -81,6 +81,10 @@ fn floats() -> impl Strategy<Value = DType> {
     prop_oneof![Just(DType::F32), Just(DType::Bf16)]
 }
 
+fn operands() -> impl Strategy<Value = DType> {
+    prop_oneof![3 => floats(), 1 => Just(DType::E4m3)]
+}
+
 fn extents() -> impl Strategy<Value = u64> {
     prop_oneof![3 => 1u64..5, 4 => 5u64..70, 1 => 70u64..300]
 }
@@ -89,17 +93,18 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(60))]
     #[test]
     fn a_dense_product_is_the_sum_of_its_definition(
-        mnk in [extents(), extents(), extents()], layout in [orders(), orders(), orders()], dtypes in [floats(), floats(), floats()],
+        mnk in [extents(), extents(), extents()], layout in [orders(), orders(), orders()],
+        dtypes in (operands(), operands(), floats()),
         batch in prop::collection::vec(1u64..4, 0..3), broadcast in any::<[bool; 2]>(), bias in prop::option::of(floats()),
         accumulate: bool, seed: u64,
     ) {
         let [m, n, k] = mnk;
-        let accumulate = accumulate && dtypes[2] == DType::F32;
+        let accumulate = accumulate && dtypes.2 == DType::F32;
         check(Contract {
             m, n, k,
-            a: matrix(dtypes[0], &batch, broadcast[0], [m, k], layout[0]),
-            b: matrix(dtypes[1], &batch, broadcast[1], [k, n], layout[1]),
-            c: matrix(dtypes[2], &batch, false, [m, n], layout[2]),
+            a: matrix(dtypes.0, &batch, broadcast[0], [m, k], layout[0]),
+            b: matrix(dtypes.1, &batch, broadcast[1], [k, n], layout[1]),
+            c: matrix(dtypes.2, &batch, false, [m, n], layout[2]),
             batch, epilogue: Epilogue { bias, accumulate },
         }, seed);
     }

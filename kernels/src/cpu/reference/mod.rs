@@ -2,9 +2,10 @@
 
 mod attention;
 mod contract;
+mod hostile;
 mod index;
 mod quantize;
-mod row;
+pub(crate) mod row;
 mod row_tests;
 mod scaled_contract;
 mod window;

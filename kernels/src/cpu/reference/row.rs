@@ -67,6 +67,8 @@ impl Scalar {
 struct Memory {
     dtype: DType,
     elements: Vec<Scalar>,
+    before: Vec<u8>,
+    written: Vec<bool>,
 }
 
 impl Memory {
@@ -80,7 +82,13 @@ impl Memory {
             DType::I32 => Int(i64::from(i32::from_le_bytes([b[0], b[1], b[2], b[3]]))),
             DType::Bool => Bool(b[0] != 0),
         };
-        Memory { dtype: data.dtype, elements: data.bytes.chunks_exact(size).map(element).collect() }
+        let elements: Vec<Scalar> = data.bytes.chunks_exact(size).map(element).collect();
+        Memory { dtype: data.dtype, written: vec![false; elements.len()], elements, before: data.bytes.clone() }
+    }
+
+    fn write(&mut self, at: usize, x: Scalar) {
+        self.elements[at] = x;
+        self.written[at] = true;
     }
 
     fn data(&self) -> Data {
@@ -92,7 +100,10 @@ impl Memory {
             DType::I32 => (x.int() as i32).to_le_bytes().to_vec(),
             DType::Bool => vec![u8::from(x.truth())],
         };
-        Data { dtype: self.dtype, bytes: self.elements.iter().flat_map(bytes).collect() }
+        let size = self.dtype.size() as usize;
+        let all = self.elements.iter().zip(&self.written).zip(self.before.chunks_exact(size));
+        let bytes = all.flat_map(|((x, written), before)| if *written { bytes(x) } else { before.to_vec() }).collect();
+        Data { dtype: self.dtype, bytes }
     }
 }
 
@@ -168,7 +179,7 @@ fn execute(p: &RowProgram, stmt: &Stmt, row: usize, points: usize, values: &[Vec
                     let m = &mut memory[*arg as usize];
                     let old = m.elements[at as usize];
                     let new = if matches!(stmt, Stmt::Accumulate { .. }) { binary(Binary::Add, old, get(*x, i)) } else { get(*x, i) };
-                    m.elements[at as usize] = new.cast(m.dtype);
+                    m.write(at as usize, new.cast(m.dtype));
                 }
             }
             Vec::new()
@@ -178,10 +189,10 @@ fn execute(p: &RowProgram, stmt: &Stmt, row: usize, points: usize, values: &[Vec
             for (g, group) in row_values.chunks(128).enumerate() {
                 let mut out = vec![0u8; group.len()];
                 let scale = numerics::quantize_group(group, numerics::ScaleMode::from_flag(*power_of_two), &mut out);
-                memory[*scales as usize].elements[row * row_values.len().div_ceil(128) + g] = Float(scale);
+                memory[*scales as usize].write(row * row_values.len().div_ceil(128) + g, Float(scale));
                 for (j, code) in out.into_iter().enumerate() {
                     let at = address(access, &index(p, row, g * 128 + j)).expect("no guards");
-                    memory[*codes as usize].elements[at as usize] = Float(numerics::e4m3_to_f32(code));
+                    memory[*codes as usize].write(at as usize, Float(numerics::e4m3_to_f32(code)));
                 }
             }
             Vec::new()
@@ -231,7 +242,7 @@ pub(super) fn erfc(t: f64) -> f64 {
 }
 
 /// A unary operator in f64, rounded once.
-pub(super) fn unary_f64(op: Unary, x: f64) -> f64 {
+pub(crate) fn unary_f64(op: Unary, x: f64) -> f64 {
     let phi = |x: f64| {
         let y = x * std::f64::consts::FRAC_1_SQRT_2;
         if y < -2.0 { 0.5 * erfc(-y) } else { 0.5 * (1.0 + erf(y)) }
@@ -269,6 +280,9 @@ pub(super) fn unary_f64(op: Unary, x: f64) -> f64 {
         Unary::Floor => x.floor(),
         Unary::Ceil => x.ceil(),
         Unary::Round => x.round_ties_even(),
+        // Limits, where the formulas have infinity times 0.
+        Unary::GeluErf | Unary::GeluTanh if x == f64::NEG_INFINITY => 0.0,
+        Unary::GeluErfGrad | Unary::GeluTanhGrad if x.is_infinite() => f64::from(u8::from(x > 0.0)),
         Unary::GeluErf => x * phi(x),
         Unary::GeluErfGrad => phi(x) + x * (-0.5 * x * x).exp() / std::f64::consts::TAU.sqrt(),
         Unary::GeluTanh => x * gate(x),
@@ -320,7 +334,10 @@ fn binary_int(op: Binary, x: i64, y: i64) -> Scalar {
         Div | Mod | Fmod if y == 0 => 0,
         Div => x.wrapping_div(y),
         Fmod => x.wrapping_rem(y),
-        Mod => x.wrapping_sub(y.wrapping_mul((i128::from(x)).div_euclid(i128::from(y)) as i64)) + if x.wrapping_rem(y) != 0 && y < 0 { y } else { 0 },
+        Mod => {
+            x.wrapping_sub(y.wrapping_mul((i128::from(x)).div_euclid(i128::from(y)) as i64))
+                + if x.wrapping_rem(y) != 0 && y < 0 { y } else { 0 }
+        }
         Pow if y >= 0 => (0..y).fold(1, |p: i64, _| p.wrapping_mul(x)),
         Pow => (x as f64).powi(y.max(-100) as i32) as i64,
         _ => unreachable!("handled above"),

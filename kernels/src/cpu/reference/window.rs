@@ -188,3 +188,26 @@ fn check_pool(k: Pool, seed: u64) {
     let error = norm_error(&finite(got), &finite(expected));
     assert!(error < tolerance(k.dtype), "{error} in {k:?}");
 }
+
+#[test]
+fn convolutions_over_nothing_are_their_bias_or_zero() {
+    let window = window([4, 5], [3, 2], [1, 1], [1, 1], [1, 0], [1, 0]).expect("fits");
+    for (pass, dtype) in PASSES.into_iter().flat_map(|p| [(p, DType::F32), (p, DType::Bf16)]) {
+        let conv = Conv { pass, batch: 2, cin: 4, cout: 6, groups: 2, window, bias: pass == ConvPass::Fprop, dtype, weight: DType::F32 };
+        for conv in [Conv { cin: 0, ..conv }, Conv { cout: 0, ..conv }, Conv { batch: 0, ..conv }] {
+            check_conv(conv, 1);
+        }
+        check_conv(Conv { window: Window { output: [0, 4], ..window }, ..conv }, 1);
+        check_conv(Conv { window: Window { input: [4, 0], ..window }, ..conv }, 1);
+    }
+}
+
+#[test]
+fn taps_far_outside_the_image_read_zeros() {
+    let far = Window { input: [5, 6], output: [3, 3], kernel: [3, 2], stride: [1, 1], dilation: [1 << 29, 1 << 30], pad: [1, 0] };
+    for pass in PASSES {
+        let conv = Conv { pass, batch: 2, cin: 4, cout: 4, groups: 4, window: far, bias: false, dtype: DType::F32, weight: DType::F32 };
+        check_conv(conv, 1);
+        check_conv(Conv { groups: 1, ..conv }, 1);
+    }
+}

@@ -43,6 +43,9 @@ pub struct Transfer {
     pub whole: bool,
 }
 
+/// Elements of a step that stays within a few cache lines.
+const NEAR: u64 = 64;
+
 impl Access {
     pub fn new(layout: &Layout, arg: u32, access: &program::Access) -> Access {
         let mut guards = Vec::new();
@@ -115,8 +118,8 @@ impl Transfer {
                 n += 1;
             }
         }
-        if n > 1 && merged[0].memory.unsigned_abs() > 1 {
-            // Stride 1 in memory is worth more than in the tile, which is in the cache.
+        if n > 1 && merged[0].memory.unsigned_abs() > NEAR {
+            // Stride 1 in memory is worth more than in the tile, which is in the cache. What lies near is in the cache, too.
             if let Some(line) = merged[1..n].iter().position(|s| s.memory.unsigned_abs() == 1 && s.count >= 8) {
                 merged.swap(0, line + 1);
             }

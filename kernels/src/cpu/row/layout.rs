@@ -48,7 +48,7 @@ pub struct Layout {
 /// Fewest rows side by side that are worth a layout of lanes.
 const MIN_LANES: u64 = 8;
 /// Rows shorter than this are laid side by side.
-const SHORT_ROW: u64 = 16;
+const SHORT_ROW: u64 = 64;
 /// Tile of a transposition: elements along the dimension that is inner in the tile, and along the other.
 const TRANSPOSE: (usize, usize) = (64, 32);
 

@@ -56,17 +56,52 @@ pub struct Gather {
 /// One loop over a tile, over its rows, or over one value.
 #[derive(Clone, Debug)]
 pub enum Step {
-    Const { out: Value, bits: [u8; 8] },
-    Load { out: Value, access: Access, run: RunFn, gather: Option<Gather>, direct: bool },
-    Index { out: Value, dim: Option<usize> },
-    Map { out: Value, map: MapFn, operands: [Operand; 3], by_run: bool },
+    Const {
+        out: Value,
+        bits: [u8; 8],
+    },
+    Load {
+        out: Value,
+        access: Access,
+        run: RunFn,
+        gather: Option<Gather>,
+        direct: bool,
+    },
+    Index {
+        out: Value,
+        dim: Option<usize>,
+    },
+    Map {
+        out: Value,
+        map: MapFn,
+        operands: [Operand; 3],
+        by_run: bool,
+    },
     /// Repeats a value of a lower rank.
-    Expand { out: Value, x: Value },
-    Fold { x: Value, fold: usize },
+    Expand {
+        out: Value,
+        x: Value,
+    },
+    Fold {
+        x: Value,
+        fold: usize,
+    },
     /// Makes a row value of accumulators.
-    Finish { out: Value, fold: usize },
-    Store { x: Value, access: Access, run: RunFn },
-    Quantize { x: Value, codes: Access, scales: Access, mode: ScaleMode },
+    Finish {
+        out: Value,
+        fold: usize,
+    },
+    Store {
+        x: Value,
+        access: Access,
+        run: RunFn,
+    },
+    Quantize {
+        x: Value,
+        codes: Access,
+        scales: Access,
+        mode: ScaleMode,
+    },
 }
 
 #[derive(Clone, Debug, Default)]
@@ -129,7 +164,9 @@ impl Source<'_> {
         for (at, stmt) in self.program.body.iter().enumerate().rev() {
             needed[at] |= self.infos[at].is_none();
             if needed[at] {
-                values::operands(&values::cheaper(self.program, stmt)).iter().for_each(|&v| needed[canonical(self.infos, v).0 as usize] = true);
+                values::operands(&values::cheaper(self.program, stmt))
+                    .iter()
+                    .for_each(|&v| needed[canonical(self.infos, v).0 as usize] = true);
             }
         }
         needed
@@ -258,7 +295,14 @@ impl Scheduler<'_> {
         Ok(out)
     }
 
-    fn load(&mut self, arg: u32, access: &program::Access, indexed: Option<Indexed>, info: Info, phase: usize) -> Result<Value, KernelError> {
+    fn load(
+        &mut self,
+        arg: u32,
+        access: &program::Access,
+        indexed: Option<Indexed>,
+        info: Info,
+        phase: usize,
+    ) -> Result<Value, KernelError> {
         let source = self.source;
         let gather = match indexed {
             None => None,

@@ -37,13 +37,27 @@ unsafe fn body<C: Convert>(to: *mut u8, to_step: i64, from: *const u8, from_step
                 let value = C::convert(from.read(), std::mem::zeroed());
                 std::slice::from_raw_parts_mut(to, n).fill(value);
             }
-            _ => {
-                let (mut to, mut from) = (to, from);
-                for _ in 0..n {
+            // Strided on one side, as a transposition is.
+            (1, _) => {
+                let to = std::slice::from_raw_parts_mut(to, n);
+                for (i, to) in to.iter_mut().enumerate() {
+                    let old = if C::UPDATES { *to } else { std::mem::zeroed() };
+                    *to = C::convert(from.wrapping_offset(i as isize * from_step as isize).read(), old);
+                }
+            }
+            (_, 1) => {
+                let from = std::slice::from_raw_parts(from, n);
+                for (i, from) in from.iter().enumerate() {
+                    let to = to.wrapping_offset(i as isize * to_step as isize);
                     let old = if C::UPDATES { to.read() } else { std::mem::zeroed() };
-                    to.write(C::convert(from.read(), old));
-                    to = to.wrapping_offset(to_step as isize);
-                    from = from.wrapping_offset(from_step as isize);
+                    to.write(C::convert(*from, old));
+                }
+            }
+            _ => {
+                for i in 0..n as isize {
+                    let to = to.wrapping_offset(i * to_step as isize);
+                    let old = if C::UPDATES { to.read() } else { std::mem::zeroed() };
+                    to.write(C::convert(from.wrapping_offset(i * from_step as isize).read(), old));
                 }
             }
         }

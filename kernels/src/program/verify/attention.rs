@@ -7,7 +7,7 @@ use crate::{DType, KernelError};
 
 pub(in crate::program) fn attention(k: &Attention, backward: bool) -> Result<(), KernelError> {
     let family = Family(if backward { "attention_grad" } else { "attention" });
-    family.require(k.kv_heads > 0 && k.heads % k.kv_heads == 0, "heads must be a multiple of kv_heads")?;
+    family.require(k.kv_heads > 0 && k.heads.is_multiple_of(k.kv_heads), "heads must be a multiple of kv_heads")?;
     family.require(matches!(k.dtype, DType::F32 | DType::Bf16), "the dtype must be f32 or bf16")?;
     family.require(k.mask.window != Some(0), "an empty window")?;
     family.volume(&[k.batch, k.heads, k.q_len, k.kv_len], "the scores")?;

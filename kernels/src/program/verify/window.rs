@@ -9,7 +9,7 @@ const MAX_EXTENT: u64 = 1 << 30;
 
 pub(in crate::program) fn conv(k: &Conv) -> Result<(), KernelError> {
     let family = Family("conv");
-    family.require(k.groups > 0 && k.cin % k.groups == 0 && k.cout % k.groups == 0, "groups must divide the channels")?;
+    family.require(k.groups > 0 && k.cin.is_multiple_of(k.groups) && k.cout.is_multiple_of(k.groups), "groups must divide the channels")?;
     window(family, &k.window)?;
     let [input, output, kernel] = [k.window.input, k.window.output, k.window.kernel];
     family.volume(&[k.batch, k.cin, input[0], input[1]], "x")?;

@@ -1,15 +1,15 @@
-//! Building scalar expressions: common subexpressions once, trivial ones not at all.
+//! Working on scalar expressions: building them with common subexpressions once and trivial ones not at all, and their kinds.
 
 use super::*;
 use fp8c_kernels::program::{Binary, Kind, Literal, Unary};
 use std::collections::HashMap;
 
 /// Position of a node in a [`Builder`].
-pub(super) type Term = u32;
+pub(crate) type Term = u32;
 
 /// A scalar expression under construction, hash-consed.
 #[derive(Default)]
-pub(super) struct Builder {
+pub(crate) struct Builder {
     nodes: Vec<ExprNode>,
     memo: HashMap<ExprNode, Term>,
 }
@@ -110,7 +110,7 @@ fn inputs(node: &ExprNode) -> Vec<u32> {
 }
 
 /// The node with its inputs at other positions.
-pub(super) fn renumbered(node: &ExprNode, at: &[u32]) -> ExprNode {
+pub(crate) fn renumbered(node: &ExprNode, at: &[u32]) -> ExprNode {
     let to = |i: u32| at[i as usize];
     match *node {
         ExprNode::Operand(o) => ExprNode::Operand(o),
@@ -120,4 +120,21 @@ pub(super) fn renumbered(node: &ExprNode, at: &[u32]) -> ExprNode {
         ExprNode::Binary(op, x, y) => ExprNode::Binary(op, to(x), to(y)),
         ExprNode::Select(c, x, y) => ExprNode::Select(to(c), to(x), to(y)),
     }
+}
+
+/// The kind of each node of an expression, from its operands' dtypes.
+pub(crate) fn kinds(expr: &Expr, operands: &[DType]) -> Vec<Kind> {
+    let mut out: Vec<Kind> = vec![];
+    for node in &expr.body {
+        let kind = match *node {
+            ExprNode::Operand(i) => Kind::from(operands[i as usize]),
+            ExprNode::Const { kind, .. } => kind,
+            ExprNode::Unary(Unary::IsNan | Unary::IsInf | Unary::Not, _) => Kind::Bool,
+            ExprNode::Binary(Binary::Eq | Binary::Ne | Binary::Lt | Binary::Le | Binary::Gt | Binary::Ge, ..) => Kind::Bool,
+            ExprNode::Unary(_, x) | ExprNode::Binary(_, x, _) | ExprNode::Select(_, x, _) => out[x as usize],
+            ExprNode::Cast(_, to) => Kind::from(to),
+        };
+        out.push(kind);
+    }
+    out
 }

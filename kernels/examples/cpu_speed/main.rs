@@ -1,9 +1,10 @@
-//! Prints how fast kernels run on this machine's CPU: `cargo run --release -p fp8c-kernels --example cpu_speed [filter]`.
+//! Prints how fast kernels run on this machine's CPU: `cargo run --release -p fp8c-kernels --example cpu_speed [filter [file]]`.
+//! A file holds kernels in text form, each below a line `# title`.
 //!
 //! Each line is the best of a few launches on random contents, on all threads of the default pool (`RAYON_NUM_THREADS`).
 
 use fp8c_kernels::DType;
-use fp8c_kernels::cpu::{Buffer, launch, scratch_bytes};
+use fp8c_kernels::cpu::{Buffer, Prepared};
 use fp8c_kernels::program::*;
 use std::time::{Duration, Instant};
 
@@ -56,14 +57,15 @@ fn measure(kernel: &Kernel) -> f64 {
     kernel.verify().expect("a valid kernel");
     let mut memory: Vec<Memory> = kernel.args().iter().map(|a| Memory::new(a.bytes() as usize)).collect();
     memory.iter_mut().zip(kernel.args()).for_each(|(m, a)| m.fill(a.dtype));
-    let mut scratch = Memory::new(scratch_bytes(kernel, rayon::current_num_threads()) as usize);
+    let prepared = Prepared::new(kernel).expect("a kernel for the CPU");
+    let mut scratch = Memory::new(prepared.scratch_bytes(rayon::current_num_threads()) as usize);
     let args: Vec<Buffer> = memory.iter_mut().map(Memory::buffer).collect();
     let (mut best, start) = (f64::MAX, Instant::now());
     let mut launches = 0;
     while launches < 3 || (start.elapsed() < Duration::from_millis(700) && launches < 1000) {
         let from = Instant::now();
         // SAFETY: the buffers are as long as the kernel asks.
-        unsafe { launch(kernel, &args, scratch.buffer()) }.expect("launches");
+        unsafe { prepared.launch(&args, scratch.buffer()) }.expect("launches");
         best = best.min(from.elapsed().as_secs_f64());
         launches += 1;
     }
@@ -209,18 +211,31 @@ fn others() -> Vec<Case> {
     ]
 }
 
+/// Kernels in text form: blocks of a title and a listing.
+fn listed(text: &str) -> Vec<Case> {
+    let blocks = text.split("# ").skip(1).filter_map(|block| block.split_once('\n'));
+    let case = |(name, text): (&str, &str)| Case { name: format!("listed {name}"), kernel: text.parse().expect("a kernel"), flops: 0.0 };
+    blocks.map(case).collect()
+}
+
 fn main() {
     let filter = std::env::args().nth(1).unwrap_or_default();
     println!("{} threads", rayon::current_num_threads());
-    let groups = [contracts(), quantizers(), attentions(), convolutions(), others()];
-    for case in groups.into_iter().flatten().filter(|c| c.name.contains(&filter)) {
+    let cases = match std::env::args().nth(2) {
+        Some(path) => listed(&std::fs::read_to_string(path).expect("a readable file")),
+        None => {
+            let groups = [contracts(), quantizers(), attentions(), convolutions(), others(), listed(include_str!("rows.txt"))];
+            groups.into_iter().flatten().collect()
+        }
+    };
+    for case in cases.into_iter().filter(|c| c.name.contains(&filter)) {
         let seconds = measure(&case.kernel);
-        let bytes: u64 = case.kernel.args().iter().map(|a| a.bytes()).sum();
+        let bytes: u64 = case.kernel.args().iter().map(|a| if a.mode == Mode::Update { 2 * a.bytes() } else { a.bytes() }).sum();
         let rate = if case.flops > 0.0 {
             format!("{:6.1} GFLOPS", case.flops / seconds * 1e-9)
         } else {
             format!("{:6.1} GB/s", bytes as f64 / seconds * 1e-9)
         };
-        println!("{:<60} {:>9.3} ms {rate}", case.name, seconds * 1e3);
+        println!("{:<60} {:>9.4} ms {rate}", case.name, seconds * 1e3);
     }
 }

@@ -1,0 +1,111 @@
+//! The command as a script sees it: exit status, one sentence, a hint, and nothing half-written.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+fn fp8c(folder: &Path, args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_fp8c")).current_dir(folder).args(args).output().expect("the binary runs")
+}
+
+fn model(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata/models").join(name).join("model.onnx")
+}
+
+fn text() -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata/text.txt").display().to_string()
+}
+
+/// Runs what must fail: asserts status, shape of the message, and that the folder holds what it held.
+fn refused(folder: &Path, args: &[&str], status: i32, says: &str) {
+    let listing = |p: &Path| {
+        let mut names: Vec<_> = std::fs::read_dir(p).expect("the folder is there").filter_map(|e| e.ok()).map(|e| e.file_name()).collect();
+        names.sort();
+        names
+    };
+    let before = listing(folder);
+    let out = fp8c(folder, args);
+    let message = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert_eq!(out.status.code(), Some(status), "{args:?}: {message}");
+    assert!(message.starts_with("error: ") && message.contains("\n\nhint: "), "{args:?}: {message}");
+    assert!(message.contains(says), "{args:?}: {message}");
+    assert!(!message.contains("panicked"), "{args:?}: {message}");
+    assert!(out.stdout.is_empty(), "{args:?}");
+    assert_eq!(before, listing(folder), "{args:?} left something behind");
+}
+
+#[test]
+fn bad_models_and_requests_are_refused_in_one_sentence_with_a_hint() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let at = dir.path();
+    let gpt2 = model("gpt2").display().to_string();
+    let whole = std::fs::read(&gpt2).expect("the test model");
+    std::fs::write(at.join("cut.onnx"), &whole[..whole.len() / 2]).expect("a file");
+    std::fs::write(at.join("noise.onnx"), [0xA5u8; 5000]).expect("a file");
+    std::fs::write(at.join("empty.onnx"), []).expect("a file");
+    std::fs::write(at.join("half.json"), "{\"format\": \"fp8c-graph\",").expect("a file");
+    refused(at, &["compile", "cut.onnx", "--mem", "1G"], 1, "cut.onnx");
+    refused(at, &["compile", "noise.onnx", "--mem", "1G"], 1, "noise.onnx");
+    refused(at, &["compile", "empty.onnx", "--mem", "1G"], 1, "empty.onnx");
+    refused(at, &["compile", "half.json", "--mem", "1G"], 1, "half.json");
+    refused(at, &["compile", "absent.onnx", "--mem", "1G"], 1, "absent.onnx");
+    refused(at, &["compile", &gpt2, "--mem", "24X"], 2, "24GiB");
+    refused(at, &["compile", &gpt2], 2, "--mem");
+    refused(at, &["compile", &gpt2, "--mem", "100K"], 1, "the smallest budget that can be met");
+    refused(at, &["compile", &gpt2, "--mem", "1G", "--target", "sm_42"], 2, "sm_42");
+    refused(at, &["compile", &gpt2, "--mem", "1G", "--loss", "hinge:x"], 2, "hinge");
+    refused(at, &["compile", &gpt2, "--mem", "1G", "--loss", "output:nothing"], 2, "nothing");
+    refused(at, &["compile", &gpt2, "--mem", "1G", "--dim", "batch"], 2, "batch");
+    refused(at, &["train", &gpt2, "--data", "x", "--steps", "1"], 1, "not a plan");
+    refused(at, &["inspect", "absent.plan"], 1, "absent.plan");
+    refused(at, &["train"], 2, "--data");
+}
+
+#[test]
+fn bad_data_is_refused_before_anything_is_trained() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let at = dir.path();
+    let gpt2 = model("gpt2").display().to_string();
+    let made = fp8c(at, &["compile", &gpt2, "--mem", "64M", "--target", "cpu", "-o", "p.plan", "-q"]);
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    std::fs::write(at.join("short.txt"), "too short").expect("a file");
+    std::fs::write(at.join("x.npy"), "no array").expect("a file");
+    refused(at, &["train", "p.plan", "--data", "absent.txt", "--steps", "2"], 1, "absent.txt");
+    refused(at, &["train", "p.plan", "--data", "short.txt", "--steps", "2"], 1, "short.txt");
+    refused(at, &["train", "p.plan", "--data", "input_ids=x.npy", "--data", "labels=x.npy", "--steps", "2"], 1, "x.npy");
+    refused(at, &["train", "p.plan", "--data", "pixels=x.npy", "--steps", "2"], 2, "pixels");
+    refused(at, &["train", "p.plan", "--data", &text(), "--steps", "2", "--betas", "2,3"], 2, "beta");
+    refused(at, &["train", "p.plan", "--data", &text(), "--steps", "2", "--device", "tpu"], 2, "tpu");
+    let mut damaged = std::fs::read(at.join("p.plan")).expect("the plan");
+    let middle = damaged.len() / 3;
+    damaged[middle] ^= 0x40;
+    std::fs::write(at.join("damaged.plan"), &damaged[..damaged.len() - 7]).expect("a file");
+    refused(at, &["train", "damaged.plan", "--data", &text(), "--steps", "2"], 1, "damaged.plan");
+}
+
+#[test]
+fn a_model_goes_from_new_to_trained_checkpoint() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let at = dir.path();
+    let ok = |args: &[&str]| {
+        let out = fp8c(at, args);
+        assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8_lossy(&out.stdout).into_owned()
+    };
+    let small = ["--layers", "1", "--dim", "64", "--heads", "2", "--vocab", "256", "--seq", "32", "--batch", "2"];
+    ok(&[&["new", "llama", "-o", "m.json"][..], &small].concat());
+    ok(&["check", "m.json"]);
+    ok(&["compile", "m.json", "--mem", "64M", "--target", "cpu"]);
+    ok(&["train", "m.plan", "--data", &text(), "--steps", "3", "--checkpoint", "c", "-q"]);
+    ok(&["train", "m.plan", "--data", &text(), "--steps", "5", "--checkpoint", "c", "--resume", "-q"]);
+    let log = std::fs::read_to_string(at.join("m.jsonl")).expect("the log");
+    assert_eq!(log.lines().count(), 5, "each step once");
+    let shown: serde_json::Value = serde_json::from_str(&ok(&["inspect", "m.plan", "--json"])).expect("one JSON document");
+    for key in
+        ["schema", "target", "budget_bytes", "peak_bytes", "baseline_peak_bytes", "saved_bytes", "baseline_saved_bytes", "parameters"]
+    {
+        assert!(!shown[key].is_null(), "{key}");
+    }
+    for key in ["decisions", "by_layer", "matmuls", "predicted", "certificate", "kernels"] {
+        assert!(!shown[key].is_null(), "{key}");
+    }
+}

@@ -1,0 +1,53 @@
+//! Interprets PTX text, instruction by instruction and lane by lane, on a machine without a GPU.
+//!
+//! It knows the subset that fp8c's generators emit and says so when it meets anything else. It is also a sanitizer: an access out of
+//! bounds or misaligned, a read of what nobody wrote, two threads that touch a byte with nothing in between to order them, a read of an
+//! asynchronous copy before its wait, a barrier or a warp-wide instruction that not all threads reach: each is a [`Fault`] that names the
+//! line. Asynchronous copies land as late as the program permits.
+//!
+//! Arithmetic is IEEE's, as PTX has it for the rounded forms; `mma` sums the products of one instruction exactly (in f64) and rounds
+//! once, which real tensor cores do not promise.
+
+mod exec;
+mod float;
+mod memory;
+mod ops;
+mod parse;
+mod warp;
+
+pub use memory::{Buffer, Contents};
+pub use parse::Program;
+
+/// Why a run ended early: the program's fault.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// Line of the PTX text, from 1.
+    pub line: usize,
+    pub reason: String,
+}
+
+impl std::fmt::Display for Fault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "line {}: {}", self.line, self.reason)
+    }
+}
+
+impl std::error::Error for Fault {}
+
+/// The shape of a launch; grids and blocks are one-dimensional.
+#[derive(Clone, Debug)]
+pub struct Launch<'a> {
+    pub entry: &'a str,
+    pub blocks: u32,
+    pub threads: u32,
+    /// Dynamic shared memory, bytes.
+    pub shared_bytes: u32,
+}
+
+/// Runs an entry whose parameters are the addresses of `buffers`.
+///
+/// # Errors
+/// A [`Fault`], after which the buffers hold whatever was written until then.
+pub fn run(program: &Program, launch: &Launch<'_>, buffers: &mut [Buffer]) -> Result<(), Fault> {
+    exec::run(program, launch, buffers)
+}
