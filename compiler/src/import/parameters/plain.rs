@@ -140,7 +140,7 @@ impl<'a> Context<'a> {
     /// Not a single number, and not applied to a graph input, as normalisations of images are.
     fn operand_of_trained(&self, n: &ModelNode, input: usize, i: &Initializer) -> bool {
         let other = n.inputs.get(1 - input.min(1)).map(String::as_str).unwrap_or_default();
-        i.shape.iter().product::<u64>() > 1 && !self.inputs.contains(other) && (self.producers.contains_key(other))
+        i.elements() > 1 && !self.inputs.contains(other) && (self.producers.contains_key(other))
     }
 }
 
