@@ -157,7 +157,7 @@ impl Attach<'_> {
             return Err(format!("{name} is {} {:?}, but cross-entropy needs floats of rank 2 or more", ty.dtype, ty.shape));
         };
         let labels = self.input(labels, TensorType::new(DType::I64, places))?;
-        let n = places.iter().product::<u64>();
+        let n = TensorType::new(DType::I64, places).elements();
         let labels = self.shaped(labels, DType::I64, &[n])?;
         let logits = self.shaped(logits, ty.dtype, &[n, classes])?;
         let op = CrossEntropyOp { ignore_index: Some(IGNORE_INDEX), sum: false, dtype: ty.dtype };

@@ -229,3 +229,6 @@ fn parameter_type(i: &Initializer) -> Result<TensorType, String> {
         false => Err(format!("has the parameter {:?} of the absurd shape {:?}", i.name, i.shape)),
     }
 }
+
+#[cfg(test)]
+mod tests;

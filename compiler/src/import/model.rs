@@ -158,6 +158,13 @@ pub struct Initializer {
     pub declared_parameter: bool,
 }
 
+impl Initializer {
+    /// Number of elements, saturating.
+    pub fn elements(&self) -> u64 {
+        self.shape.iter().fold(1, |n, &d| n.saturating_mul(d))
+    }
+}
+
 /// An operator application.
 #[derive(Clone, Debug, Default)]
 pub struct ModelNode {

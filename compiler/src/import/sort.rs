@@ -7,6 +7,10 @@ use petgraph::graph::DiGraph;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+/// Most elements, and axes, of one initializer.
+pub const MAX_ELEMENTS: u64 = 1 << 48;
+pub const MAX_RANK: usize = 64;
+
 /// Names anonymous nodes, turns `Constant` nodes into initializers, checks that every value is defined once and before use, and
 /// sorts the nodes if they are not in order.
 ///
@@ -25,6 +29,9 @@ pub fn normalise(model: &mut Model) -> Result<(), String> {
         }
     }
     lift_constants(model)?;
+    if let Some(absurd) = model.initializers.iter().find(|i| i.elements() > MAX_ELEMENTS || i.shape.len() > MAX_RANK) {
+        return Err(format!("has the initializer {:?} of the absurd shape {:?}", absurd.name, absurd.shape));
+    }
     let defined = definitions(model)?;
     for o in &model.outputs {
         if !defined.contains_key(o.name.as_str()) {

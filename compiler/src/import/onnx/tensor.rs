@@ -3,12 +3,10 @@
 use super::external::{ExternalFiles, read};
 use crate::graph::{ConstData, Init, SourceDType, TensorType};
 use crate::import::model::{Attribute, Elem, Initializer};
+use crate::import::sort::{MAX_ELEMENTS, MAX_RANK};
 use fp8c_kernels::DType;
 use onnx_protobuf::{TensorProto, tensor_proto::DataLocation};
 use std::sync::Arc;
-
-/// Most elements of one tensor.
-const MAX_ELEMENTS: u64 = 1 << 48;
 
 /// An initializer; its bytes are moved, not copied, where the graph's storage is the file's.
 ///
@@ -70,7 +68,7 @@ fn is_external(t: &TensorProto) -> bool {
 fn shape_of(t: &TensorProto) -> Result<Vec<u64>, String> {
     let shape: Option<Vec<u64>> = t.dims.iter().map(|&d| u64::try_from(d).ok()).collect();
     let shape = shape.ok_or_else(|| format!("has a negative extent: {:?}", t.dims))?;
-    if shape.len() > 64 || TensorType::new(DType::F32, shape.clone()).elements() > MAX_ELEMENTS {
+    if shape.len() > MAX_RANK || TensorType::new(DType::F32, shape.clone()).elements() > MAX_ELEMENTS {
         return Err(format!("has an absurd shape: {:?}", t.dims));
     }
     Ok(shape)

@@ -9,6 +9,7 @@ mod apply;
 mod forms;
 mod plain;
 mod restore;
+mod scripted;
 mod traced;
 
 use super::model::{Initializer, Model};
@@ -18,6 +19,9 @@ use crate::{Error, graph::ConstData};
 use globset::{Glob, GlobSet, GlobSetBuilder};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
+
+/// Most elements of a constant that is written as a recipe.
+const MAX_FILLED: u64 = 1 << 28;
 
 /// What the command line says about parameters; globs match PyTorch's names and initializers' names.
 #[derive(Clone, Debug, Default)]
@@ -201,15 +205,17 @@ pub fn elements(i: &Initializer) -> Result<Arc<ConstData>, String> {
             let raw = raw.map_err(|e| format!("initializer {:?} cannot be read from {}: {e}", i.name, path.display()))?;
             Ok(Arc::new(super::onnx::constant(i.elem, &i.shape, raw).map_err(|e| format!("initializer {:?} {e}", i.name))?))
         }
-        Init::Zeros => Ok(Arc::new(filled(i, 0.0))),
-        Init::Ones => Ok(Arc::new(filled(i, 1.0))),
+        Init::Zeros => filled(i, 0.0).map(Arc::new),
+        Init::Ones => filled(i, 1.0).map(Arc::new),
         Init::Normal { .. } | Init::Uniform { .. } => Err(format!("initializer {:?} is random and cannot be a constant", i.name)),
     }
 }
 
-fn filled(i: &Initializer, value: f32) -> ConstData {
-    let n = i.shape.iter().product::<u64>() as usize;
-    ConstData::f32(i.shape.clone(), &vec![value; n])
+fn filled(i: &Initializer, value: f32) -> Result<ConstData, String> {
+    match i.elements() {
+        n if n <= MAX_FILLED => Ok(ConstData::f32(i.shape.clone(), &vec![value; n as usize])),
+        _ => Err(format!("initializer {:?} of shape {:?} is too large to be a constant", i.name, i.shape)),
+    }
 }
 
 /// A few names of a list, and how many there are.

@@ -1,6 +1,6 @@
 //! Parameters by how initializers are used, for models without PyTorch's metadata.
 
-use super::{Binding, Form, Found, Use, elements, listed};
+use super::{Binding, Form, Found, Use, elements, listed, scripted};
 use crate::graph::Init;
 use crate::import::model::{Elem, Initializer, Model, ModelNode};
 use globset::GlobSet;
@@ -30,75 +30,97 @@ fn uses(model: &Model) -> impl Iterator<Item = (Use, &str)> {
 }
 
 /// Float initializers that are used as weights are parameters; vectors of one repeated value that several nodes read are untied.
-pub fn find(model: &Model, untie: &GlobSet, tie: &GlobSet, train: &GlobSet) -> Found {
-    let by_name: HashMap<&str, &Initializer> = model.initializers.iter().map(|i| (i.name.as_str(), i)).collect();
-    let producers: HashMap<&str, &ModelNode> = model.nodes.iter().flat_map(|n| n.outputs.iter().map(move |o| (o.as_str(), n))).collect();
-    let inputs: HashSet<&str> = model.inputs.iter().map(|i| i.name.as_str()).collect();
-    let context = Context { producers, inputs };
-    let is_weight = |u: Use, i: &Initializer| context.is_weight(&model.nodes[u.node], u.input, i) || train.is_match(&i.name);
-    let floats = || uses(model).filter_map(|(u, name)| Some((u, *by_name.get(name).filter(|i| i.elem.is_float())?)));
-    let mut weights: HashMap<&str, Vec<Use>> = floats().filter(|&(u, i)| is_weight(u, i)).map(|(_, i)| (i.name.as_str(), vec![])).collect();
-    for (u, i) in floats() {
-        if let Some(uses) = weights.get_mut(i.name.as_str()) {
-            uses.push(u);
-        }
-    }
+pub fn find(model: &mut Model, untie: &GlobSet, tie: &GlobSet, train: &GlobSet) -> Found {
+    scripted::resolve_aliases(model);
+    let model = &*model;
+    let context = Context::new(model);
     let mut found = Found::default();
     let mut untied = vec![];
+    let mut taken: HashSet<String> = model.initializers.iter().map(|i| i.name.clone()).collect();
     // In the order of the file, as PyTorch and others write them.
-    for i in &model.initializers {
-        let Some(uses) = weights.get(i.name.as_str()) else { continue };
-        let split = uses.len() > 1 && !tie.is_match(&i.name) && (untie.is_match(&i.name) || (i.shape.len() == 1 && is_constant(i)));
-        if split {
-            untied.push(format!("{} ({} uses)", i.name, uses.len()));
+    for (i, readers) in context.readers(model) {
+        let weights: Vec<Use> = readers.iter().copied().filter(|&u| context.is_weight(&model.nodes[u.node], u.input, i)).collect();
+        if weights.is_empty() && !train.is_match(&i.name) {
+            continue;
         }
-        for (k, &u) in uses.iter().enumerate() {
+        let shared = weights.len() > 1 && !tie.is_match(&i.name);
+        let split = shared && (untie.is_match(&i.name) || (is_vector(i) && is_constant(i)));
+        if split {
+            untied.push(format!("{} ({} uses)", i.name, weights.len()));
+        }
+        for (k, &u) in if split { &weights } else { &readers }.iter().enumerate() {
+            let n = &model.nodes[u.node];
             if k == 0 || split {
-                let name = name(&model.nodes[u.node], u.input, i, k);
-                let clash = found.names.contains(&name);
-                found.names.push(if clash { format!("{}.{k}", i.name) } else { name });
+                found.names.push(name(n, u.input, i, k, &mut taken));
             }
-            let form = if transposed_linear(&model.nodes[u.node], u.input, i) { Form::Transposed } else { Form::Same };
-            found.uses.insert(u, Binding { parameter: found.names.len() - 1, form });
+            found.uses.insert(u, Binding { parameter: found.names.len() - 1, form: context.form(n, u.input, i) });
         }
     }
     if !untied.is_empty() {
         let list = listed(&untied);
         found.notes.push(format!("shared initializers of one repeated value are separate parameters (--tie keeps them one): {list}"));
     }
+    scripted::tie_transposes(model, &mut found);
     found
 }
 
-/// The older exporter of PyTorch names weights whose transpose it folded `onnx::MatMul_123`.
-fn transposed_linear(n: &ModelNode, input: usize, i: &Initializer) -> bool {
-    n.op == "MatMul" && input == 1 && i.shape.len() == 2 && i.name.starts_with("onnx::") && path(n).is_some()
-}
-
-/// The module path in the node names of PyTorch's older exporter: `model.fc` of `/model/fc/MatMul`.
-fn path(n: &ModelNode) -> Option<String> {
-    let (path, _) = n.name.strip_prefix('/')?.rsplit_once('/')?;
-    Some(path.replace('/', "."))
-}
-
-/// A name for use number `k` of an initializer.
-fn name(n: &ModelNode, input: usize, i: &Initializer, k: usize) -> String {
+/// A name for use number `k` of an initializer: its own for the first, the module's where the node tells it, else a number.
+fn name(n: &ModelNode, input: usize, i: &Initializer, k: usize, taken: &mut HashSet<String>) -> String {
+    if k == 0 && !scripted::is_anonymous(&i.name) {
+        return i.name.clone();
+    }
     let leaf = match (n.op.as_str(), input) {
         ("LayerNormalization" | "BatchNormalization" | "Conv" | "Gemm" | "InstanceNormalization", 2) | ("Add", _) => "bias",
         _ => "weight",
     };
-    match path(n) {
-        Some(path) if k > 0 || i.name.starts_with("onnx::") => format!("{path}.{leaf}"),
-        _ if k > 0 => format!("{}.{k}", i.name),
-        _ => i.name.clone(),
-    }
+    let own = scripted::module(n).map(|module| format!("{module}.{leaf}")).filter(|name| !taken.contains(name));
+    let name = own.unwrap_or_else(|| if k == 0 { i.name.clone() } else { format!("{}.{k}", i.name) });
+    taken.insert(name.clone());
+    name
 }
 
 struct Context<'a> {
     producers: HashMap<&'a str, &'a ModelNode>,
     inputs: HashSet<&'a str>,
+    /// Modules that normalise groups.
+    groups: HashSet<String>,
+    /// The model comes from PyTorch's older exporter, so that names with dots are those of parameters and buffers.
+    scripted: bool,
 }
 
-impl Context<'_> {
+impl<'a> Context<'a> {
+    fn new(model: &'a Model) -> Self {
+        let producers: HashMap<&str, &ModelNode> =
+            model.nodes.iter().flat_map(|n| n.outputs.iter().map(move |o| (o.as_str(), n))).collect();
+        let instances = model.nodes.iter().filter(|n| n.op == "InstanceNormalization");
+        let groups = instances.filter(|n| of_group(&producers, n)).filter_map(scripted::module).collect();
+        let inputs = model.inputs.iter().map(|i| i.name.as_str()).collect();
+        Context { producers, inputs, groups, scripted: model.nodes.iter().any(|n| scripted::module(n).is_some()) }
+    }
+
+    /// The float initializers and what reads them.
+    fn readers(&self, model: &'a Model) -> Vec<(&'a Initializer, Vec<Use>)> {
+        let mut all: Vec<(&Initializer, Vec<Use>)> = model.initializers.iter().filter(|i| i.elem.is_float()).map(|i| (i, vec![])).collect();
+        let at: HashMap<&str, usize> = all.iter().enumerate().map(|(n, (i, _))| (i.name.as_str(), n)).collect();
+        for (u, name) in uses(model) {
+            if let Some(&n) = at.get(name) {
+                all[n].1.push(u);
+            }
+        }
+        all
+    }
+
+    /// How a parameter is read here.
+    fn form(&self, n: &ModelNode, input: usize, i: &Initializer) -> Form {
+        let module = scripted::module(n).filter(|_| scripted::is_anonymous(&i.name));
+        match n.op.as_str() {
+            "MatMul" if input == 1 && i.shape.len() == 2 && module.is_some() => Form::Transposed,
+            // The scale and bias of GroupNorm, in the image's shape.
+            "Mul" | "Add" if i.shape.len() > 1 && module.as_ref().is_some_and(|m| self.groups.contains(m)) => Form::Reshaped,
+            _ => Form::Same,
+        }
+    }
+
     /// True if reading the initializer here makes it a parameter.
     fn is_weight(&self, n: &ModelNode, input: usize, i: &Initializer) -> bool {
         let rank = i.shape.len();
@@ -106,11 +128,11 @@ impl Context<'_> {
             ("MatMul", _) | ("Gemm", 0 | 1) | ("Gather", 0) => rank >= 2,
             ("Conv" | "ConvTranspose" | "Gemm" | "PRelu", 1 | 2) | ("RMSNormalization" | "SimplifiedLayerNormalization", 1) => true,
             ("LayerNormalization" | "GroupNormalization" | "BatchNormalization", 1 | 2) => true,
-            // The exporter writes GroupNorm as Reshape, InstanceNormalization with unit scale, Reshape, Mul, Add.
-            ("InstanceNormalization", 1 | 2) => self.producers.get(n.inputs[0].as_str()).is_none_or(|p| p.op != "Reshape"),
+            ("InstanceNormalization", 1 | 2) => !of_group(&self.producers, n),
             ("Transpose", 0) => rank == 2,
             ("Add", _) => self.operand_of_trained(n, input, i) && !is_mask(i),
-            ("Mul", _) => self.operand_of_trained(n, input, i) && i.shape.iter().filter(|&&d| d != 1).count() == 1,
+            ("Mul", _) => self.operand_of_trained(n, input, i) && is_vector(i),
+            ("Expand" | "Concat" | "Sub" | "Div" | "Einsum" | "Where", _) => self.scripted && scripted::is_parameter(&i.name),
             _ => false,
         }
     }
@@ -118,8 +140,18 @@ impl Context<'_> {
     /// Not a single number, and not applied to a graph input, as normalisations of images are.
     fn operand_of_trained(&self, n: &ModelNode, input: usize, i: &Initializer) -> bool {
         let other = n.inputs.get(1 - input.min(1)).map(String::as_str).unwrap_or_default();
-        i.shape.iter().product::<u64>() > 1 && !self.inputs.contains(other) && (self.producers.contains_key(other))
+        i.elements() > 1 && !self.inputs.contains(other) && (self.producers.contains_key(other))
     }
+}
+
+/// True where GroupNorm was written as Reshape, InstanceNormalization of unit scale, Reshape, Mul, Add.
+fn of_group(producers: &HashMap<&str, &ModelNode>, n: &ModelNode) -> bool {
+    n.inputs.first().and_then(|x| producers.get(x.as_str())).is_some_and(|p| p.op == "Reshape")
+}
+
+/// A vector, however many axes of extent 1 it has.
+fn is_vector(i: &Initializer) -> bool {
+    i.shape.iter().filter(|&&d| d != 1).count() == 1
 }
 
 fn is_mask(i: &Initializer) -> bool {
@@ -128,7 +160,8 @@ fn is_mask(i: &Initializer) -> bool {
     small && { values().iter().any(|&x| x <= MASKED) && values().iter().all(|&x| x == 0.0 || x <= MASKED) }
 }
 
-fn is_constant(i: &Initializer) -> bool {
+/// True where all elements are equal.
+pub fn is_constant(i: &Initializer) -> bool {
     match &i.init {
         Init::Zeros | Init::Ones => true,
         _ => elements(i).is_ok_and(|d| {

@@ -182,7 +182,7 @@ impl Trace<'_> {
     }
 
     fn elements(&self, u: Use) -> u64 {
-        self.initializer(u).map_or(0, |i| i.shape.iter().product())
+        self.initializer(u).map_or(0, Initializer::elements)
     }
 
     fn rank(&self, u: Use) -> usize {
