@@ -50,8 +50,7 @@ fn parameters_of_pytorch_exports_have_pytorchs_names_and_shapes() {
             Some(perm) => perm.iter().map(|&axis| p.ty.shape[axis]).collect(),
             None => p.ty.shape.clone(),
         };
-        let mut found: BTreeMap<String, Vec<u64>> =
-            imported.graph.parameters.iter().map(|p| (p.name.clone(), outside(p))).collect();
+        let mut found: BTreeMap<String, Vec<u64>> = imported.graph.parameters.iter().map(|p| (p.name.clone(), outside(p))).collect();
         // A table that the exporter folded a constant lookup into keeps only the rows that are read; the file does not hold the rest.
         let folded = "model.bert.embeddings.token_type_embeddings.weight";
         if let Some(shape) = found.get_mut(folded) {
@@ -179,10 +178,7 @@ fn globs_choose_what_is_trained_and_must_match() {
 
 #[test]
 fn nodes_in_any_order_are_sorted() {
-    let backwards = linear("", "\"z\"").replace(
-        r#""nodes": ["#,
-        r#""nodes": [{"op": "Relu", "inputs": ["y"], "outputs": ["z"]}, "#,
-    );
+    let backwards = linear("", "\"z\"").replace(r#""nodes": ["#, r#""nodes": [{"op": "Relu", "inputs": ["y"], "outputs": ["z"]}, "#);
     assert!(json(&backwards, &options(&[("batch", 2)])).is_ok());
 }
 

@@ -11,7 +11,7 @@ mod matrix;
 mod pool;
 mod quantize;
 #[cfg(test)]
-mod reference;
+pub(crate) mod reference;
 mod row;
 mod scaled_contract;
 mod scan;

@@ -9,7 +9,7 @@ use inkwell::basic_block::BasicBlock;
 use inkwell::builder::{Builder, BuilderError};
 use inkwell::intrinsics::Intrinsic;
 use inkwell::module::Linkage;
-use inkwell::types::{BasicType, BasicTypeEnum};
+use inkwell::types::{BasicMetadataTypeEnum, BasicType, BasicTypeEnum};
 use inkwell::values::{
     BasicMetadataValueEnum, BasicValue, BasicValueEnum, CallSiteValue, FloatValue, FunctionValue, IntValue, PointerValue,
 };
@@ -459,6 +459,21 @@ impl<'c, 'e> Build<'c, 'e> {
     /// The value that a call returns.
     pub fn value(&self, call: CallSiteValue<'c>) -> BasicValueEnum<'c> {
         call.try_as_basic_value().unwrap_basic()
+    }
+
+    /// An instruction without side effects that LLVM does not look into.
+    pub fn assembly(
+        &self,
+        text: &str,
+        constraints: &str,
+        result: BasicTypeEnum<'c>,
+        args: &[BasicMetadataValueEnum<'c>],
+    ) -> BasicValueEnum<'c> {
+        let types: Vec<BasicMetadataTypeEnum<'c>> =
+            args.iter().filter_map(|a| BasicValueEnum::try_from(*a).ok()).map(|v| v.get_type().into()).collect();
+        let ty = result.fn_type(&types, false);
+        let code = self.e.ctx.create_inline_asm(ty, text.to_string(), constraints.to_string(), false, false, None, false);
+        self.value(ok(self.b.build_indirect_call(ty, code, args, "")))
     }
 
     fn special(&self, name: &str) -> Int<'c> {

@@ -22,6 +22,8 @@ mod row;
 mod scaled_contract;
 mod scan;
 mod scatter_add;
+#[cfg(test)]
+mod tests;
 mod tiles;
 mod value;
 mod window;

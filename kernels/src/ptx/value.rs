@@ -60,13 +60,12 @@ impl<'c> Build<'c, '_> {
         }
     }
 
-    /// Floats truncate and saturate as 64 bits, NaN gives 0.
+    /// Floats truncate and saturate, NaN gives 0.
     pub fn to_int(&self, v: Val<'c>, bits: u32) -> Int<'c> {
         match v {
             Val::F(x) => {
-                let types = [self.int_type(64).into(), self.f32_type()];
-                let wide = self.value(self.call("llvm.fptosi.sat", &types, &[x.into()])).into_int_value();
-                self.resize(wide, bits)
+                let types = [self.int_type(bits).into(), self.f32_type()];
+                self.value(self.call("llvm.fptosi.sat", &types, &[x.into()])).into_int_value()
             }
             Val::I(x) => self.resize(x, bits),
             Val::B(x) => self.zext(x, bits),
@@ -98,9 +97,16 @@ impl<'c> Build<'c, '_> {
     }
 
     /// bf16 bits of an f32, rounded to nearest even.
+    ///
+    /// As assembly: of a value of bf16 type, LLVM would make bf16 arithmetic wherever that gives the same.
     pub fn bf16_bits(&self, x: Float<'c>) -> Int<'c> {
-        let bf16 = self.value(self.call("llvm.nvvm.f2bf16.rn", &[], &[x.into()]));
-        ok(self.b.build_bit_cast(bf16, self.int_type(16), "")).into_int_value()
+        self.assembly("cvt.rn.bf16.f32 $0, $1;", "=h,f", self.int_type(16).into(), &[x.into()]).into_int_value()
+    }
+
+    /// Two bf16, `lo` in the low half.
+    pub fn bf16_pair(&self, lo: Float<'c>, hi: Float<'c>) -> Int<'c> {
+        let text = "cvt.rn.bf16x2.f32 $0, $1, $2;";
+        self.assembly(text, "=r,f,f", self.int_type(32).into(), &[hi.into(), lo.into()]).into_int_value()
     }
 
     pub fn bf16_value(&self, bits: Int<'c>) -> Float<'c> {
@@ -134,8 +140,10 @@ impl<'c> Build<'c, '_> {
     /// The f32 of a code in the low byte.
     pub fn e4m3_value(&self, code: Int<'c>) -> Float<'c> {
         let halves = self.value(self.call("llvm.nvvm.e4m3x2.to.f16x2.rn", &[], &[self.zext(code, 16).into()]));
-        let half = self.lane(halves, 0).into_float_value();
-        ok(self.b.build_float_ext(half, self.e.ctx.f32_type(), ""))
+        // As bits: of a value of half type, LLVM would make half arithmetic wherever that gives the same.
+        let bits = ok(self.b.build_bit_cast(halves, self.int_type(32), "")).into_int_value();
+        let half = self.zext(bits, 16);
+        self.value(self.call("llvm.convert.from.fp16", &[self.f32_type()], &[half.into()])).into_float_value()
     }
 
     /// The value of an element's bits.
@@ -202,18 +210,18 @@ impl<'c> Build<'c, '_> {
         let wide = values.len().min((16 / dtype.size()) as usize);
         for (i, part) in values.chunks(wide).enumerate() {
             let at = self.at(base, self.addc(index, (i * wide) as i64), dtype.size());
-            let raw: Vec<_> = match dtype {
-                DType::E4m3 if wide.is_multiple_of(2) => self.e4m3_lanes(part),
+            let pairs = |join: &dyn Fn(Float<'c>, Float<'c>) -> Int<'c>| {
+                part.chunks(2).map(|p| join(self.to_float(p[0]), self.to_float(p[1])).into()).collect::<Vec<BasicValueEnum<'c>>>()
+            };
+            // The conversion instructions make pairs.
+            let raw = match dtype {
+                DType::E4m3 if wide.is_multiple_of(2) => pairs(&|lo, hi| self.e4m3_pair(lo, hi)),
+                DType::Bf16 if wide.is_multiple_of(2) => pairs(&|lo, hi| self.bf16_pair(lo, hi)),
                 _ => part.iter().map(|&v| self.encode(dtype, v)).collect(),
             };
             let value = if raw.len() == 1 { raw[0] } else { self.vector(&raw) };
             self.store(at, value, wide as u64 * dtype.size());
         }
-    }
-
-    /// E4M3 codes two at a time, as 16-bit lanes: the conversion instruction makes pairs.
-    fn e4m3_lanes(&self, values: &[Val<'c>]) -> Vec<BasicValueEnum<'c>> {
-        values.chunks(2).map(|p| self.e4m3_pair(self.to_float(p[0]), self.to_float(p[1])).into()).collect()
     }
 }
 

@@ -29,23 +29,51 @@ pub struct Actor {
     pub step: u32,
 }
 
-/// A thread number that stands for several.
-const MANY: u32 = u32::MAX;
+/// Who touched a byte last: a thread, or threads of one warp, of one block, of anywhere.
+#[derive(Clone, Copy, PartialEq, PartialOrd)]
+enum Scope {
+    Thread,
+    Warp,
+    Block,
+    Any,
+}
 
 #[derive(Clone, Copy)]
 struct Touch {
     by: Actor,
+    scope: Scope,
 }
 
-const NOBODY: Touch = Touch { by: Actor { thread: 0, block: 0, epoch: 0, step: 0 } };
+const NOBODY: Touch = Touch { by: Actor { thread: 0, block: 0, epoch: 0, step: 0 }, scope: Scope::Thread };
 
 impl Touch {
+    fn same_warp(&self, now: Actor) -> bool {
+        self.scope <= Scope::Warp && (self.by.thread - 1) / 32 == (now.thread - 1) / 32
+    }
+
+    fn same_block(&self, now: Actor) -> bool {
+        self.scope <= Scope::Block && self.by.block == now.block
+    }
+
     /// True if an access by `now` is not ordered after this one.
     fn races(&self, now: Actor) -> bool {
-        let then = self.by;
-        let same_warp = then.thread != MANY && (then.thread - 1) / 32 == (now.thread - 1) / 32;
-        let ordered = then.block == now.block && (then.epoch < now.epoch || (same_warp && then.step < now.step));
-        then.thread != 0 && then.thread != now.thread && !ordered
+        if self.by.thread == 0 || (self.scope == Scope::Thread && self.by.thread == now.thread) {
+            return false;
+        }
+        let after_barrier = self.same_block(now) && self.by.epoch < now.epoch;
+        let after_step = self.same_warp(now) && self.by.step < now.step;
+        !after_barrier && !after_step
+    }
+
+    /// This one and an access by `now`, which need not be ordered.
+    fn and(&self, now: Actor) -> Touch {
+        let scope = match self.races(now) {
+            false => Scope::Thread,
+            true if self.same_warp(now) => Scope::Warp,
+            true if self.same_block(now) => Scope::Block,
+            true => Scope::Any,
+        };
+        Touch { by: now, scope }
     }
 }
 
@@ -85,9 +113,7 @@ impl Region {
             if s.writer.races(by) {
                 return Err(format!("read of offset {} races with its write by thread {}", at + i, s.writer.by.thread));
             }
-            let shared = s.reader.by.thread != 0 && s.reader.races(by);
-            s.reader.by =
-                if shared { Actor { thread: MANY, block: if s.reader.by.block == by.block { by.block } else { MANY }, ..by } } else { by };
+            s.reader = s.reader.and(by);
         }
         Ok(self.bytes[at..at + size].iter().rev().fold(0, |v, &b| (v << 8) | b as u128))
     }
@@ -103,9 +129,9 @@ impl Region {
                 return Err(format!("write of offset {} races with its write by thread {}", at + i, s.writer.by.thread));
             }
             if s.reader.races(by) {
-                return Err(format!("write of offset {} races with its read by thread {}", at + i, s.reader.by.thread as i32));
+                return Err(format!("write of offset {} races with its read by thread {}", at + i, s.reader.by.thread));
             }
-            (s.defined, s.writer.by) = (true, by);
+            (s.defined, s.writer) = (true, Touch { by, scope: Scope::Thread });
         }
         self.bytes[at..at + size].iter_mut().enumerate().for_each(|(i, b)| *b = (value >> (8 * i)) as u8);
         Ok(())

@@ -103,6 +103,22 @@ fn integer(name: &str) -> Option<(usize, Op)> {
         "shr.s32" => (2, |x| low(s(x[0]) >> (x[1] as u32).min(31))),
         "shr.s64" => (2, |x| ((x[0] as i64) >> (x[1] as u32).min(63)) as u64),
         "bfe.u32" => (3, |x| (x[0] >> (x[1] & 31)) & ((1 << (x[2] & 31)) - 1)),
+        "prmt.b32" => (3, |x| {
+            let bytes = x[1] << 32 | x[0] & 0xffff_ffff;
+            let pick = |i: u32| {
+                let selector = x[2] >> (4 * i) & 15;
+                let byte = bytes >> (8 * (selector & 7)) & 255;
+                let chosen = if selector & 8 == 0 {
+                    byte
+                } else if byte & 128 == 0 {
+                    0
+                } else {
+                    255
+                };
+                chosen << (8 * i)
+            };
+            (0..4).map(pick).sum()
+        }),
         "popc.b32" => (1, |x| (x[0] as u32).count_ones() as u64),
         "selp.b16" | "selp.b32" | "selp.b64" | "selp.f32" => (3, |x| if x[2] & 1 == 1 { x[0] } else { x[1] }),
         _ => return None,
@@ -187,6 +203,7 @@ fn conversion(name: &str) -> Option<(usize, Op)> {
         "cvt.rn.f32.u64" => (1, |x| bits(x[0] as f32)),
         // NaN to 64 bits gives the lowest integer, says the manual.
         "cvt.rzi.s64.f32" => (1, |x| if f(x[0]).is_nan() { 1 << 63 } else { f(x[0]) as i64 as u64 }),
+        "cvt.rzi.s32.f32" => (1, |x| low(f(x[0]) as i32 as i64)),
         "cvt.rni.f32.f32" => (1, |x| bits(f(x[0]).round_ties_even())),
         "cvt.rmi.f32.f32" => (1, |x| bits(f(x[0]).floor())),
         "cvt.rpi.f32.f32" => (1, |x| bits(f(x[0]).ceil())),

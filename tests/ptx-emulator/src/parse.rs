@@ -220,7 +220,7 @@ impl Parser<'_> {
             t if t.starts_with('%') => return Ok(Source::Register(self.register(t)?)),
             t if t.starts_with("0f") => u64::from_str_radix(&t[2..], 16).ok(),
             t if t.starts_with("0d") => u64::from_str_radix(&t[2..], 16).ok(),
-            t if t.starts_with("0x") => u64::from_str_radix(&t[2..], 16).ok(),
+            t if t.starts_with("0x") => u64::from_str_radix(t[2..].trim_end_matches('U'), 16).ok(),
             t => t.parse::<i128>().ok().map(|v| v as u64),
         };
         constant.map_or_else(|| self.fault(format!("{text} is not an operand")), |c| Ok(Source::Constant(c)))

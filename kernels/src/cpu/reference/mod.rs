@@ -6,7 +6,7 @@ mod hostile;
 mod index;
 mod quantize;
 pub(crate) mod row;
-mod row_tests;
+pub(crate) mod row_tests;
 mod scaled_contract;
 mod window;
 

@@ -63,7 +63,7 @@ fn access(strides: &[i64]) -> Access {
 }
 
 /// True if values are equal, NaN to NaN.
-fn same(x: &Data, y: &Data) -> Result<(), String> {
+pub(crate) fn same(x: &Data, y: &Data) -> Result<(), String> {
     let differs = |(_, (a, b)): &(usize, (f64, f64))| !(a == b || (a.is_nan() && b.is_nan()));
     match x.values().into_iter().zip(y.values()).enumerate().find(differs) {
         Some((at, (a, b))) => Err(format!("element {at} is {a}, expected {b}")),
@@ -264,7 +264,7 @@ fn a_buffer_that_is_too_short_is_refused() {
 }
 
 /// Random programs of operators whose results do not depend on an order of rounding.
-pub(super) struct Generator {
+pub(crate) struct Generator {
     random: Random,
     b: Builder,
     kinds: Vec<(Var, Kind)>,
@@ -275,7 +275,7 @@ pub(super) struct Generator {
 const FORMATS: [DType; 6] = [DType::F32, DType::Bf16, DType::E4m3, DType::I64, DType::I32, DType::Bool];
 
 impl Generator {
-    pub(super) fn new(seed: u64) -> Generator {
+    pub(crate) fn new(seed: u64) -> Generator {
         let mut random = Random::new(seed);
         let rank = random.below(5) as usize;
         let mut space: Vec<u64> = (0..rank).map(|_| [1, 2, 3, 5, 8, 17, 40][random.below(7) as usize]).collect();
@@ -469,7 +469,7 @@ impl Generator {
         self.b.push(Stmt::StoreQuantized { codes, access: access(&strides), scales, power_of_two: false, x });
     }
 
-    pub(super) fn finish(mut self) -> (Kernel, Vec<Data>) {
+    pub(crate) fn finish(mut self) -> (Kernel, Vec<Data>) {
         for _ in 0..1 + self.random.below(4) {
             self.load();
         }

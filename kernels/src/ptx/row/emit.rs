@@ -3,7 +3,7 @@
 use super::shape::{Shape, vectorises};
 use crate::DType;
 use crate::KernelError;
-use crate::program::{Access, GROUP, Guard, Indexed, Kind, Stmt, Var, groups};
+use crate::program::{Access, GROUP, Guard, Indexed, Kind, Mode, Stmt, Var, groups};
 use crate::ptx::build::{Build, Float, Int};
 use crate::ptx::value::Val;
 
@@ -149,6 +149,10 @@ impl<'c, 'b, 's> Row<'c, 'b, 's> {
             return Ok(vec![self.b.zero(Kind::from(info.dtype))]);
         }
         let base = self.base(a, p);
+        if info.mode == Mode::Update && !matches!(p.inside, Inside::All) {
+            let lane = |l: usize| self.load_inside(arg, a, p, l, self.pick(self.lane_offset(a, p, base, l), &picks, l));
+            return Ok((0..p.lanes).map(lane).collect());
+        }
         let shared_pick = picks.as_ref().is_none_or(|(x, v)| v.len() == 1 && x.stride % p.lanes as i64 == 0);
         if self.whole(a, p) && shared_pick && info.elements >= p.lanes as u64 {
             let offset = self.pick(self.lane_offset(a, p, base, 0), &picks, 0);
@@ -167,6 +171,22 @@ impl<'c, 'b, 's> Row<'c, 'b, 's> {
             self.or_zero(guard, self.b.load_elem(self.b.arg(arg), info.dtype, offset))
         };
         Ok((0..if varying { p.lanes } else { 1 }).map(lane).collect())
+    }
+
+    /// A load that lanes outside the row do not make: what they would read may be being written.
+    fn load_inside(&self, arg: usize, a: &Access, p: &Point<'c>, lane: usize, offset: Int<'c>) -> Val<'c> {
+        let (b, info) = (self.b, self.b.arg_info(arg));
+        let kind = Kind::from(info.dtype);
+        let slot = b.cell(b.encode(info.dtype, b.zero(kind)));
+        let load = || {
+            let raw = b.load(b.storage(info.dtype), b.at(b.arg(arg), offset, info.dtype.size()), info.dtype.size());
+            b.set(&slot, raw);
+        };
+        match self.allowed(&a.guards, p, lane) {
+            Some(c) => b.if_then(c, load),
+            None => load(),
+        }
+        b.decode(info.dtype, b.get(&slot))
     }
 
     /// Adds the data-dependent term of an address; an index out of range reads element 0 of its axis.
