@@ -11,7 +11,10 @@ use crate::units::{BufferId, Program};
 use std::cmp::Ordering;
 
 /// Flips scored exactly before the best of them is taken.
-const TRIED: usize = 12;
+const TRIED: usize = 10;
+
+/// Values in a row that may fail to fit before the rest is taken to fail too.
+const FAILURES: usize = 32;
 
 /// A set of decisions with what its schedule needs and takes.
 #[derive(Clone, Debug)]
@@ -105,9 +108,9 @@ impl<'a> Scorer<'a> {
         best
     }
 
-    /// Values that may change in one step: steps of about half a percent of all.
+    /// Values that may change in one step: steps of about one percent of all.
     fn stride(&self) -> usize {
-        1 + self.worth.len() / 200
+        1 + self.worth.len() / 100
     }
 
     /// Candidates alive at the worst event, those first whose bytes are cheap to make again.
@@ -130,8 +133,8 @@ impl<'a> Scorer<'a> {
     pub fn fill(&self, from: Candidate, budget: u64, met: &mut Vec<Candidate>) -> Candidate {
         let mut best = from;
         let mut room = self.room(&best.decisions, budget);
-        let (mut at, mut stride) = (0, 1);
-        while at < self.by_density.len() {
+        let (mut at, mut stride, mut failures) = (0, 1, 0);
+        while at < self.by_density.len() && failures < FAILURES {
             let some = &self.by_density[at..(at + stride).min(self.by_density.len())];
             let more: Vec<BufferId> = some.iter().copied().filter(|&b| !best.decisions.keep[b.0 as usize] && self.fits(&room, b)).collect();
             let next = (!more.is_empty()).then(|| self.flipped(&best.decisions, &more).0);
@@ -140,10 +143,11 @@ impl<'a> Scorer<'a> {
                     best = next;
                     met.push(best.clone());
                     room = self.room(&best.decisions, budget);
-                    (at, stride) = (at + stride, (2 * stride).min(self.stride()));
+                    (at, stride, failures) = (at + stride, (2 * stride).min(self.stride()), 0);
                 }
                 Some(_) if more.len() > 1 => stride = 1,
-                _ => at += stride,
+                Some(_) => (at, failures) = (at + stride, failures + 1),
+                None => at += stride,
             }
         }
         best
