@@ -82,6 +82,8 @@ fn name(n: &ModelNode, input: usize, i: &Initializer, k: usize, taken: &mut Hash
 struct Context<'a> {
     producers: HashMap<&'a str, &'a ModelNode>,
     inputs: HashSet<&'a str>,
+    /// What depends on a float input or initializer; the rest are shapes, indices and positions.
+    data: HashSet<&'a str>,
     /// Modules that normalise groups.
     groups: HashSet<String>,
     /// The model comes from PyTorch's older exporter, so that names with dots are those of parameters and buffers.
@@ -95,7 +97,8 @@ impl<'a> Context<'a> {
         let instances = model.nodes.iter().filter(|n| n.op == "InstanceNormalization");
         let groups = instances.filter(|n| of_group(&producers, n)).filter_map(scripted::module).collect();
         let inputs = model.inputs.iter().map(|i| i.name.as_str()).collect();
-        Context { producers, inputs, groups, scripted: model.nodes.iter().any(|n| scripted::module(n).is_some()) }
+        let data = data(model);
+        Context { producers, inputs, data, groups, scripted: model.nodes.iter().any(|n| scripted::module(n).is_some()) }
     }
 
     /// The float initializers and what reads them.
@@ -137,11 +140,28 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// Not a single number, and not applied to a graph input, as normalisations of images are.
+    /// Not a single number, and not applied to a graph input, as normalisations of images are, or to positions, as frequencies are.
     fn operand_of_trained(&self, n: &ModelNode, input: usize, i: &Initializer) -> bool {
         let other = n.inputs.get(1 - input.min(1)).map(String::as_str).unwrap_or_default();
-        i.elements() > 1 && !self.inputs.contains(other) && (self.producers.contains_key(other))
+        i.elements() > 1 && !self.inputs.contains(other) && self.producers.contains_key(other) && self.data.contains(other)
     }
+}
+
+/// The names of the values that depend on a float input or on a float initializer of more than one element.
+fn data(model: &Model) -> HashSet<&str> {
+    let mut readers: HashMap<&str, Vec<&ModelNode>> = HashMap::new();
+    for n in model.nodes.iter().filter(|n| !matches!(n.op.as_str(), "Shape" | "Size")) {
+        n.inputs.iter().for_each(|x| readers.entry(x).or_default().push(n));
+    }
+    let inputs = model.inputs.iter().filter(|i| i.elem.is_float()).map(|i| i.name.as_str());
+    let weights = model.initializers.iter().filter(|i| i.elem.is_float() && i.elements() > 1).map(|i| i.name.as_str());
+    let mut open: Vec<&str> = inputs.chain(weights).collect();
+    let mut found: HashSet<&str> = open.iter().copied().collect();
+    while let Some(name) = open.pop() {
+        let results = readers.get(name).into_iter().flatten().flat_map(|n| &n.outputs);
+        results.for_each(|r| if found.insert(r) { open.push(r) });
+    }
+    found
 }
 
 /// True where GroupNorm was written as Reshape, InstanceNormalization of unit scale, Reshape, Mul, Add.
@@ -168,5 +188,50 @@ pub fn is_constant(i: &Initializer) -> bool {
             let size = d.ty.dtype.size() as usize;
             d.bytes.chunks_exact(size).all(|c| c == &d.bytes[..size])
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::ConstData;
+    use crate::import::model::{Dim, ModelInput};
+    use std::sync::Arc;
+
+    fn vector(name: &str) -> Initializer {
+        let data = ConstData::f32([4], &[1.0, 0.1, 0.01, 0.001]);
+        Initializer { name: name.into(), elem: Elem::F32, shape: vec![4], init: Init::Data(Arc::new(data)), declared_parameter: false }
+    }
+
+    #[test]
+    fn what_scales_positions_is_no_parameter_and_what_scales_data_is() {
+        let node = |op: &str, inputs: &[&str], output: &str| ModelNode {
+            op: op.into(),
+            inputs: inputs.iter().map(|s| s.to_string()).collect(),
+            outputs: vec![output.into()],
+            ..Default::default()
+        };
+        let input = |name: &str, elem| ModelInput { name: name.into(), elem, shape: vec![Dim::Known(2), Dim::Known(1)] };
+        let nodes = vec![
+            node("Shape", &["x"], "shape"),
+            node("Range", &["zero", "shape", "one"], "range"),
+            node("Cast", &["range"], "positions"),
+            node("Mul", &["positions", "frequencies"], "angles"),
+            node("Cast", &["position_ids"], "ids"),
+            node("Mul", &["ids", "other_frequencies"], "other_angles"),
+            node("Cos", &["angles"], "table"),
+            node("Tanh", &["x"], "h"),
+            node("Mul", &["h", "scale"], "scaled"),
+            node("Mul", &["scaled", "table"], "turned"),
+            node("Add", &["turned", "shift"], "y"),
+        ];
+        let mut model = Model {
+            inputs: vec![input("x", Elem::F32), input("position_ids", Elem::I64)],
+            initializers: ["frequencies", "other_frequencies", "scale", "shift"].map(vector).into(),
+            nodes,
+            ..Default::default()
+        };
+        let none = GlobSet::empty();
+        assert_eq!(find(&mut model, &none, &none, &none).names, ["scale", "shift"]);
     }
 }
