@@ -51,7 +51,7 @@ pub fn find(model: &mut Model, untie: &GlobSet, tie: &GlobSet, train: &GlobSet) 
         for (k, &u) in if split { &weights } else { &readers }.iter().enumerate() {
             let n = &model.nodes[u.node];
             if k == 0 || split {
-                found.names.push(name(n, u.input, i, k, &mut taken));
+                found.names.push(name(model, n, (u.input, k), i, &mut taken));
             }
             found.uses.insert(u, Binding { parameter: found.names.len() - 1, form: context.form(n, u.input, i) });
         }
@@ -65,7 +65,7 @@ pub fn find(model: &mut Model, untie: &GlobSet, tie: &GlobSet, train: &GlobSet) 
 }
 
 /// A name for use number `k` of an initializer: its own for the first, the module's where the node tells it, else a number.
-fn name(n: &ModelNode, input: usize, i: &Initializer, k: usize, taken: &mut HashSet<String>) -> String {
+fn name(model: &Model, n: &ModelNode, (input, k): (usize, usize), i: &Initializer, taken: &mut HashSet<String>) -> String {
     if k == 0 && !scripted::is_anonymous(&i.name) {
         return i.name.clone();
     }
@@ -73,7 +73,7 @@ fn name(n: &ModelNode, input: usize, i: &Initializer, k: usize, taken: &mut Hash
         ("LayerNormalization" | "BatchNormalization" | "Conv" | "Gemm" | "InstanceNormalization", 2) | ("Add", _) => "bias",
         _ => "weight",
     };
-    let own = scripted::module(n).map(|module| format!("{module}.{leaf}")).filter(|name| !taken.contains(name));
+    let own = scripted::module_of_weight(model, n).map(|module| format!("{module}.{leaf}")).filter(|name| !taken.contains(name));
     let name = own.unwrap_or_else(|| if k == 0 { i.name.clone() } else { format!("{}.{k}", i.name) });
     taken.insert(name.clone());
     name
@@ -118,7 +118,8 @@ impl<'a> Context<'a> {
         let module = scripted::module(n).filter(|_| scripted::is_anonymous(&i.name));
         match n.op.as_str() {
             "MatMul" if input == 1 && i.shape.len() == 2 && module.is_some() => Form::Transposed,
-            // The scale and bias of GroupNorm, in the image's shape.
+            // The slopes of PReLU and the scale and bias of GroupNorm, in the image's shape.
+            "PRelu" if i.shape.len() > 1 && module.is_some() => Form::Reshaped,
             "Mul" | "Add" if i.shape.len() > 1 && module.as_ref().is_some_and(|m| self.groups.contains(m)) => Form::Reshaped,
             _ => Form::Same,
         }
@@ -134,16 +135,22 @@ impl<'a> Context<'a> {
             ("InstanceNormalization", 1 | 2) => !of_group(&self.producers, n),
             ("Transpose", 0) => rank == 2,
             ("Add", _) => self.operand_of_trained(n, input, i) && !is_mask(i),
-            ("Mul", _) => self.operand_of_trained(n, input, i) && is_vector(i),
-            ("Expand" | "Concat" | "Sub" | "Div" | "Einsum" | "Where", _) => self.scripted && scripted::is_parameter(&i.name),
+            ("Mul", _) => self.operand_of_trained(n, input, i) && (is_vector(i) || i.elements() == 1),
+            ("Expand" | "Concat" | "Sub" | "Div" | "Einsum" | "Where" | "Exp" | "Neg" | "Sigmoid" | "Softplus" | "Softmax" | "Tanh", _) => {
+                self.is_named(i)
+            }
             _ => false,
         }
     }
 
-    /// Not a single number, and not applied to a graph input, as normalisations of images are, or to positions, as frequencies are.
+    fn is_named(&self, i: &Initializer) -> bool {
+        self.scripted && scripted::is_parameter(&i.name)
+    }
+
+    /// Not a single number without a parameter's name, and not applied to a graph input, as normalisations of images are, or to positions, as frequencies are.
     fn operand_of_trained(&self, n: &ModelNode, input: usize, i: &Initializer) -> bool {
         let other = n.inputs.get(1 - input.min(1)).map(String::as_str).unwrap_or_default();
-        i.elements() > 1 && !self.inputs.contains(other) && self.producers.contains_key(other) && self.data.contains(other)
+        (i.elements() > 1 || self.is_named(i)) && !self.inputs.contains(other) && self.producers.contains_key(other) && self.data.contains(other)
     }
 }
 
@@ -203,14 +210,29 @@ mod tests {
         Initializer { name: name.into(), elem: Elem::F32, shape: vec![4], init: Init::Data(Arc::new(data)), declared_parameter: false }
     }
 
+    fn node(op: &str, inputs: &[&str], output: &str) -> ModelNode {
+        let inputs = inputs.iter().map(|s| s.to_string()).collect();
+        ModelNode { op: op.into(), name: output.into(), inputs, outputs: vec![output.into()], ..Default::default() }
+    }
+
     #[test]
-    fn what_scales_positions_is_no_parameter_and_what_scales_data_is() {
-        let node = |op: &str, inputs: &[&str], output: &str| ModelNode {
-            op: op.into(),
-            inputs: inputs.iter().map(|s| s.to_string()).collect(),
-            outputs: vec![output.into()],
+    fn a_folded_weight_is_named_after_the_bias_added_next() {
+        let weight = |name: &str| Initializer { shape: vec![2, 2], ..vector(name) };
+        let mut model = Model {
+            initializers: vec![weight("onnx::MatMul_7"), vector("m.m.fc.bias"), weight("onnx::MatMul_8")],
+            nodes: vec![
+                node("MatMul", &["x", "onnx::MatMul_7"], "/m/fc/MatMul"),
+                node("Add", &["m.m.fc.bias", "/m/fc/MatMul"], "/m/fc/Add"),
+                node("MatMul", &["/m/fc/Add", "onnx::MatMul_8"], "/m/head/MatMul"),
+            ],
             ..Default::default()
         };
+        let none = GlobSet::empty();
+        assert_eq!(find(&mut model, &none, &none, &none).names, ["m.m.fc.weight", "m.m.fc.bias", "m.head.weight"]);
+    }
+
+    #[test]
+    fn what_scales_positions_is_no_parameter_and_what_scales_data_is() {
         let input = |name: &str, elem| ModelInput { name: name.into(), elem, shape: vec![Dim::Known(2), Dim::Known(1)] };
         let nodes = vec![
             node("Shape", &["x"], "shape"),

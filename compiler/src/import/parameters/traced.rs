@@ -199,6 +199,7 @@ impl Trace<'_> {
         match (fx.target.as_str(), arg) {
             ("aten.linear", 1) if self.rank(u) == 2 && (n.op == "MatMul" || (n.op == "Gemm" && !flag(n, "transB"))) => Form::Transposed,
             (t, 1..) if t.ends_with("_norm") && self.rank(u) > 1 && !t.contains("layer") && !t.contains("rms") => Form::Reshaped,
+            (t, 1) if t.contains("prelu") && self.rank(u) > 1 => Form::Reshaped,
             _ => Form::Same,
         }
     }
