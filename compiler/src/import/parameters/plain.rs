@@ -44,7 +44,7 @@ pub fn find(model: &mut Model, untie: &GlobSet, tie: &GlobSet, train: &GlobSet) 
             continue;
         }
         let shared = weights.len() > 1 && !tie.is_match(&i.name);
-        let split = shared && (untie.is_match(&i.name) || (is_vector(i) && is_constant(i)));
+        let split = shared && (untie.is_match(&i.name) || (is_vector(i) && is_constant(i) && !context.is_named(i)));
         if split {
             untied.push(format!("{} ({} uses)", i.name, weights.len()));
         }
@@ -129,6 +129,7 @@ impl<'a> Context<'a> {
     fn is_weight(&self, n: &ModelNode, input: usize, i: &Initializer) -> bool {
         let rank = i.shape.len();
         match (n.op.as_str(), input) {
+            _ if self.scripted && scripted::is_literal(&i.name) => false,
             ("MatMul", _) | ("Gemm", 0 | 1) | ("Gather", 0) => rank >= 2,
             ("Conv" | "ConvTranspose" | "Gemm" | "PRelu", 1 | 2) | ("RMSNormalization" | "SimplifiedLayerNormalization", 1) => true,
             ("LayerNormalization" | "GroupNormalization" | "BatchNormalization", 1 | 2) => true,
@@ -143,6 +144,7 @@ impl<'a> Context<'a> {
         }
     }
 
+    /// True for a parameter's own name. Whoever reads one such initializer shares it, since merged ones were told apart before.
     fn is_named(&self, i: &Initializer) -> bool {
         self.scripted && scripted::is_parameter(&i.name)
     }
@@ -150,7 +152,10 @@ impl<'a> Context<'a> {
     /// Not a single number without a parameter's name, and not applied to a graph input, as normalisations of images are, or to positions, as frequencies are.
     fn operand_of_trained(&self, n: &ModelNode, input: usize, i: &Initializer) -> bool {
         let other = n.inputs.get(1 - input.min(1)).map(String::as_str).unwrap_or_default();
-        (i.elements() > 1 || self.is_named(i)) && !self.inputs.contains(other) && self.producers.contains_key(other) && self.data.contains(other)
+        (i.elements() > 1 || self.is_named(i))
+            && !self.inputs.contains(other)
+            && self.producers.contains_key(other)
+            && self.data.contains(other)
     }
 }
 
@@ -166,7 +171,11 @@ fn data(model: &Model) -> HashSet<&str> {
     let mut found: HashSet<&str> = open.iter().copied().collect();
     while let Some(name) = open.pop() {
         let results = readers.get(name).into_iter().flatten().flat_map(|n| &n.outputs);
-        results.for_each(|r| if found.insert(r) { open.push(r) });
+        results.for_each(|r| {
+            if found.insert(r) {
+                open.push(r)
+            }
+        });
     }
     found
 }
@@ -229,6 +238,47 @@ mod tests {
         };
         let none = GlobSet::empty();
         assert_eq!(find(&mut model, &none, &none, &none).names, ["m.m.fc.weight", "m.m.fc.bias", "m.head.weight"]);
+    }
+
+    #[test]
+    fn a_named_number_is_a_parameter_an_unnamed_one_is_not_and_slopes_are_a_vector() {
+        let shaped = |name: &str, shape: &[u64]| Initializer { shape: shape.to_vec(), ..vector(name) };
+        let mut model = Model {
+            inputs: vec![ModelInput { name: "x".into(), elem: Elem::F32, shape: vec![] }],
+            initializers: vec![
+                shaped("onnx::PRelu_3", &[4, 1, 1]),
+                shaped("m.temperature", &[]),
+                shaped("m.embed_scale", &[]),
+                shaped("half", &[]),
+            ],
+            nodes: vec![
+                node("Tanh", &["x"], "/m/Tanh"),
+                node("PRelu", &["/m/Tanh", "onnx::PRelu_3"], "/m/act/PRelu"),
+                node("Mul", &["/m/act/PRelu", "m.temperature"], "/m/Mul"),
+                node("Mul", &["/m/Mul", "m.embed_scale"], "/m/Mul_1"),
+                node("Mul", &["/m/Mul_1", "half"], "/m/Mul_2"),
+            ],
+            ..Default::default()
+        };
+        let none = GlobSet::empty();
+        let found = find(&mut model, &none, &none, &none);
+        assert_eq!(found.names, ["m.act.weight", "m.temperature"]);
+        assert_eq!(found.uses[&Use { node: 1, input: 1 }].form, Form::Reshaped);
+    }
+
+    #[test]
+    fn ones_that_a_module_called_twice_reads_are_one_parameter_and_a_literal_bias_is_none() {
+        let ones = |name: &str| Initializer { init: Init::Ones, ..vector(name) };
+        let norm = |input: &str, name: &str| node("LayerNormalization", &[input, "m.norm.weight", "/m/norm/Constant_output_0"], name);
+        let mut model = Model {
+            inputs: vec![ModelInput { name: "x".into(), elem: Elem::F32, shape: vec![] }],
+            initializers: vec![ones("m.norm.weight"), vector("/m/norm/Constant_output_0")],
+            nodes: vec![norm("x", "/m/norm/LayerNormalization"), norm("/m/norm/LayerNormalization", "/m/norm_1/LayerNormalization")],
+            ..Default::default()
+        };
+        let none = GlobSet::empty();
+        let found = find(&mut model, &none, &none, &none);
+        assert_eq!((found.names, found.uses.len()), (vec!["m.norm.weight".to_string()], 2));
     }
 
     #[test]

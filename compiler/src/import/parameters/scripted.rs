@@ -40,6 +40,11 @@ pub fn is_anonymous(name: &str) -> bool {
     name.starts_with("onnx::")
 }
 
+/// True for values of `Constant` nodes: what the module's code says, no parameter.
+pub fn is_literal(name: &str) -> bool {
+    name.starts_with('/') && name.rsplit('/').next().is_some_and(|leaf| leaf.starts_with("Constant"))
+}
+
 /// True for names that only a parameter has.
 pub fn is_parameter(name: &str) -> bool {
     let leaf = name.rsplit('.').next().unwrap_or_default();
