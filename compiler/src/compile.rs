@@ -4,6 +4,7 @@ use crate::compose::compose;
 use crate::cost::DeviceProfile;
 use crate::decide::ladder::Ladder;
 use crate::decide::policy::Policy;
+use crate::decide::search::Costed;
 use crate::decide::{formats, ladder};
 use crate::differentiate::{Optimizer, TrainOptions, differentiate, untrained};
 use crate::graph::Graph;
@@ -97,9 +98,10 @@ pub fn compile(model: &Path, options: &CompileOptions) -> Result<Compiled, Error
     let facts = Facts::new(&program, ScratchFor::Cpu { threads: options.threads });
     let profile = DeviceProfile::of(&options.target).ok_or_else(|| Error::Usage(format!("'{}' is no target", options.target)))?;
     let seconds = profile.all(&program);
-    let ladder = ladder::ladder(&program, &facts, &seconds);
+    let costed = Costed { program: &program, facts: &facts, unit_seconds: &seconds };
+    let ladder = ladder::ladder(&costed);
     let budget = options.budget.unwrap_or(u64::MAX);
-    let rung = ladder.choose(&program, budget)?;
+    let rung = ladder.choose(&costed, budget)?;
     let header = header(model, options, &imported, budget);
     let mut plan = assemble(&joint, &program, &rung.schedule, &rung.packing, &seconds, header);
     let units: Vec<u32> = rung.schedule.events.iter().map(|e| e.unit).collect();
@@ -109,7 +111,7 @@ pub fn compile(model: &Path, options: &CompileOptions) -> Result<Compiled, Error
     }
     let mut notes = imported.notes;
     notes.extend(untrained(&joint).into_iter().map(|name| format!("{name} gets no gradient and is left as it is")));
-    plan.report = report::report(&joint, &program, &facts, &ladder, rung, &seconds, budget, &notes);
+    plan.report = report::report(&joint, &costed, &ladder, &rung, budget, &notes);
     let ptx = codegen::ptx(&mut plan, &options.archs)?;
     Ok(Compiled { notes, plan, ptx, joint, program, ladder })
 }

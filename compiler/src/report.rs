@@ -1,36 +1,28 @@
 //! What a plan says about itself.
 
 use crate::decide::ladder::{Ladder, Rung};
+use crate::decide::search::Costed;
 use crate::decide::sites::{layer_of, sites};
 use crate::graph::{Epoch, Graph, Op};
 use crate::plan::assemble::persistent_bytes;
-use crate::plan::schedule::{Facts, Schedule};
+use crate::plan::schedule::Schedule;
 use crate::units::{BufferId, Program};
 use fp8c_kernels::DType;
 use fp8c_runtime::plan::{Certificate, LayerReport, MatmulReport, Predicted, Report, Role, ValueReport};
 use std::collections::BTreeMap;
 
 /// Describes the chosen rung of a ladder.
-#[expect(clippy::too_many_arguments, reason = "each is a stage's result, and nothing else takes them together")]
-pub fn report(
-    graph: &Graph,
-    program: &Program,
-    facts: &Facts,
-    ladder: &Ladder,
-    rung: &Rung,
-    unit_seconds: &[f64],
-    budget: u64,
-    notes: &[String],
-) -> Report {
-    let (step_seconds, recompute_seconds) = rung.schedule.seconds(unit_seconds);
-    let lower_bound_seconds = ladder.lower_bound(program, unit_seconds, budget).min(step_seconds);
+pub fn report(graph: &Graph, costed: &Costed, ladder: &Ladder, rung: &Rung, budget: u64, notes: &[String]) -> Report {
+    let program = costed.program;
+    let (step_seconds, recompute_seconds) = rung.schedule.seconds(costed.unit_seconds);
+    let lower_bound_seconds = ladder.lower_bound(costed, budget).min(step_seconds);
     let keeps = |b: &BufferId| rung.candidate.decisions.keep[b.0 as usize];
     let bytes = |b: &BufferId| program.buffers[b.0 as usize].ty.bytes();
     let late = &ladder.ways.roots;
     let sum = |keep: bool| late.iter().filter(|b| keeps(b) == keep).map(bytes).sum::<u64>();
     let decisions = [("keep", sum(true)), ("keep_e4m3", kept_e4m3(program, rung, late)), ("offload", 0), ("recompute", sum(false))]
         .map(|(k, v)| (k.to_string(), v));
-    let everything = ladder.everything_kept(program, facts);
+    let everything = ladder.everything_kept(costed);
     Report {
         baseline_peak_bytes: baseline_peak(graph, program, &everything),
         saved_bytes: saved(program, &rung.schedule, |b| bytes(&b)),
@@ -40,7 +32,7 @@ pub fn report(
         matmuls: matmuls(graph),
         predicted: Predicted { step_seconds, recompute_seconds, transfer_seconds: 0.0 },
         certificate: Certificate { lower_bound_seconds, step_seconds, gap: (step_seconds - lower_bound_seconds) / step_seconds.max(1e-12) },
-        least_budget_bytes: ladder.least_bytes(),
+        least_budget_bytes: ladder.least(costed).map_or(rung.arena_bytes, |r| r.arena_bytes),
         notes: notes.to_vec(),
     }
 }

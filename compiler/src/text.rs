@@ -14,9 +14,10 @@ pub fn egraph(c: &Compiled) -> String {
         let sites: Vec<&str> = way.units.iter().map(|u| c.program.units[*u as usize].site.as_ref()).collect();
         let _ = writeln!(out, "late({}) = keep | again {} from [{}]", name(b), sites.join(", "), needs.join(", "));
     }
-    for r in &c.ladder.rungs {
-        let kept = r.candidate.decisions.keep.iter().filter(|k| **k).count();
-        let _ = writeln!(out, "rung: {} bytes, {:.6} s, {kept} kept", r.arena_bytes, r.candidate.seconds);
+    let _ = writeln!(out, "ladder: {} plans", c.ladder.plans.len());
+    for p in &c.ladder.plans {
+        let kept = p.decisions.keep.iter().filter(|k| **k).count();
+        let _ = writeln!(out, "plan: {} transient bytes, {:.6} s, {kept} kept", p.peak, p.seconds);
     }
     out
 }

@@ -1,27 +1,26 @@
-//! A series of plans from the least memory to the least time.
+//! The plans of a program, from the least memory to the least time.
 //!
-//! The rungs depend on the program alone, never on the budget asked for, and only plans that no other beats in both bytes and
-//! seconds stay. A budget takes the fastest plan that fits. Hence a larger budget never takes longer, and a smaller one never
-//! needs more.
+//! The plans depend on the program alone, never on the budget asked for: relaxations at a fixed series of budgets, rounded, with every
+//! step of the searches between them. A budget takes the fastest plan that fits. Hence a larger budget never takes longer, and a
+//! smaller one never needs more.
 
 use super::late::{Ways, ways};
 use super::lp::{self, Timeline};
-use super::search::{Candidate, Scorer};
+use super::search::{Candidate, Costed, Scorer, compare};
 use crate::Error;
 use crate::graph::Epoch;
 use crate::plan::assemble::{persistent_bytes, spans};
 use crate::plan::offsets::{Packing, pack};
-use crate::plan::schedule::{Decisions, Facts, Schedule, build};
-use crate::units::Program;
+use crate::plan::schedule::{Decisions, Schedule, build};
 use rayon::prelude::*;
 
-/// Budgets tried between the least and the largest peak.
-const RUNGS: u64 = 12;
+/// Budgets between the least and the largest peak that get a relaxation of their own.
+const ANCHORS: u64 = 12;
 
-/// Rounds of local search that each packing gets.
-const PACKING_ROUNDS: usize = 200;
+/// Halvings of the distance between the least peak found and what no plan can fall below.
+const HALVINGS: usize = 8;
 
-/// A plan that no other of its program beats.
+/// A plan with its addresses.
 #[derive(Clone, Debug)]
 pub struct Rung {
     pub candidate: Candidate,
@@ -31,9 +30,9 @@ pub struct Rung {
     pub arena_bytes: u64,
 }
 
-/// The rungs of a program, fewest bytes first, with what bounds them.
+/// The plans of a program that no other beats in both peak and seconds, fewest bytes first, with what bounds them.
 pub struct Ladder {
-    pub rungs: Vec<Rung>,
+    pub plans: Vec<Candidate>,
     pub ways: Ways,
     timeline: Timeline,
     persistent: u64,
@@ -42,98 +41,124 @@ pub struct Ladder {
 }
 
 /// Builds the ladder.
-pub fn ladder(program: &Program, facts: &Facts, unit_seconds: &[f64]) -> Ladder {
-    let ways = ways(program, facts);
-    let scorer = Scorer { program, facts, ways: &ways, unit_seconds };
+pub fn ladder(costed: &Costed) -> Ladder {
+    let ways = ways(costed.program, costed.facts);
+    let scorer = Scorer::new(*costed, &ways);
     let (all, kept) = scorer.score(scorer.uniform(true));
-    let timeline = lp::timeline(program, facts, &ways, &kept);
-    let least = least(&scorer, &timeline, &all);
-    let (low, high) = (least.peak, all.peak.max(least.peak));
-    let step = |i: u64| low + ((high - low) as u128 * i as u128 / RUNGS as u128) as u64;
-    let between = (1..RUNGS).into_par_iter().filter_map(|i| {
-        let relaxed = lp::solve(program, &ways, &timeline, unit_seconds, step(i))?;
-        scorer.round(&relaxed, step(i))
+    let timeline = lp::timeline(costed, &ways, &kept);
+    let relax = |budget| lp::solve(costed, &ways, &timeline, budget);
+    let mut plans = least(&scorer, &relax, &all);
+    let low = plans.iter().map(|c| c.peak).min().unwrap_or(all.peak);
+    let step = |i: u64| low + ((all.peak - low) as u128 * i as u128 / ANCHORS as u128) as u64;
+    let between = (0..ANCHORS).into_par_iter().map(|i| {
+        let mut met = vec![];
+        if let Some(relaxed) = relax(step(i)) {
+            let fitting = scorer.shrink(scorer.rounded(&relaxed), step(i), &mut met);
+            let full = scorer.fill(fitting, step(i), &mut met);
+            scorer.fill(full, step(i + 1), &mut met);
+        }
+        met
     });
-    let mut candidates: Vec<Candidate> = between.collect();
-    candidates.extend([least, all.clone()]);
-    let persistent = persistent_bytes(program);
-    let mut rungs: Vec<Rung> = candidates.into_par_iter().map(|c| packed(program, facts, c, persistent)).collect();
-    pareto(&mut rungs);
-    Ladder { rungs, timeline, persistent, base_seconds: all.seconds, ways }
+    plans.extend(between.collect::<Vec<_>>().into_iter().flatten());
+    pareto(&mut plans);
+    Ladder { plans, timeline, persistent: persistent_bytes(costed.program), base_seconds: all.seconds, ways }
 }
 
-/// The smallest peak that the search finds: from nothing kept, from everything kept, and from the tightest relaxation.
-fn least(scorer: &Scorer, timeline: &Timeline, all: &Candidate) -> Candidate {
-    let mut starts = vec![scorer.uniform(false), scorer.uniform(true)];
-    let (mut low, mut high) = (0u64, all.peak);
-    while high - low > all.peak / 256 + 1 {
-        let middle = low + (high - low) / 2;
-        match lp::solve(scorer.program, scorer.ways, timeline, scorer.unit_seconds, middle) {
-            Some(relaxed) => {
-                let mut d = scorer.uniform(false);
-                relaxed.keep.iter().for_each(|(b, share)| d.keep[b.0 as usize] = *share > 0.5);
-                starts.push(d);
-                high = middle;
-            }
-            None => low = middle,
+/// What is met on the way to the smallest peak: from nothing kept, from everything kept, and from the tightest relaxations.
+fn least(scorer: &Scorer, relax: &(dyn Fn(u64) -> Option<lp::Relaxed> + Sync), all: &Candidate) -> Vec<Candidate> {
+    let (mut floor, mut feasible) = (0u64, all.peak);
+    let mut tightest = None;
+    while feasible - floor > all.peak / 512 + 1 {
+        let middle = floor + (feasible - floor) / 2;
+        match relax(middle) {
+            Some(relaxed) => (feasible, tightest) = (middle, Some(relaxed)),
+            None => floor = middle,
         }
     }
-    let found = starts.into_par_iter().map(|s| scorer.shrink(s, 0).0);
-    let all_found: Vec<Candidate> = found.collect();
-    let best = all_found.into_iter().min_by(|a, b| a.peak.cmp(&b.peak).then(a.seconds.total_cmp(&b.seconds)));
-    best.unwrap_or_else(|| all.clone())
+    let starts = [Some(scorer.uniform(false)), Some(scorer.uniform(true)), tightest.map(|r| scorer.rounded(&r))];
+    let paths = starts.into_par_iter().flatten().map(|start| {
+        let mut met = vec![];
+        scorer.shrink(start, floor, &mut met);
+        met
+    });
+    let mut met: Vec<Candidate> = paths.collect::<Vec<_>>().into_iter().flatten().collect();
+    met.push(all.clone());
+    for _ in 0..HALVINGS {
+        let Some(best) = met.iter().min_by(|a, b| a.peak.cmp(&b.peak).then(compare(a, b))).cloned() else { break };
+        if best.peak - floor.min(best.peak) <= best.peak / 512 {
+            break;
+        }
+        let target = floor + (best.peak - floor) / 2;
+        let relaxed = relax(target).map(|r| scorer.rounded(&r));
+        let starts = [Some(best.decisions), relaxed];
+        let reached = starts.into_iter().flatten().any(|start| scorer.shrink(start, target, &mut met).peak <= target);
+        floor = if reached { floor } else { target };
+    }
+    met
 }
 
-fn packed(program: &Program, facts: &Facts, candidate: Candidate, persistent: u64) -> Rung {
-    let schedule = build(program, facts, &candidate.decisions);
-    let packing = pack(&spans(&schedule), 0, PACKING_ROUNDS);
-    Rung { candidate, schedule, arena_bytes: persistent + packing.height, packing }
-}
-
-/// Sorts by bytes and drops every rung that another beats or equals in both bytes and seconds.
-fn pareto(rungs: &mut Vec<Rung>) {
-    rungs.sort_by(|a, b| a.arena_bytes.cmp(&b.arena_bytes).then(a.candidate.seconds.total_cmp(&b.candidate.seconds)));
+/// Sorts by bytes and drops every plan that another beats or equals in both bytes and seconds.
+fn pareto(plans: &mut Vec<Candidate>) {
+    plans.sort_by(|a, b| a.peak.cmp(&b.peak).then(a.seconds.total_cmp(&b.seconds)));
     let mut fastest = f64::INFINITY;
-    rungs.retain(|r| {
-        let better = r.candidate.seconds < fastest;
-        fastest = fastest.min(r.candidate.seconds);
+    plans.retain(|c| {
+        let better = c.seconds < fastest;
+        fastest = fastest.min(c.seconds);
         better
     });
 }
 
 impl Ladder {
-    /// The fastest rung that fits a budget.
+    fn packed(&self, costed: &Costed, candidate: &Candidate) -> Rung {
+        let schedule = build(costed.facts, &candidate.decisions);
+        let packing = pack(&spans(&schedule));
+        Rung { candidate: candidate.clone(), schedule, arena_bytes: self.persistent + packing.height, packing }
+    }
+
+    /// The fastest plan whose arena fits a budget.
     ///
     /// # Errors
     /// [`Error::Infeasible`] with the least budget, the event that binds it and what is alive there.
-    pub fn choose(&self, program: &Program, budget: u64) -> Result<&Rung, Error> {
-        match self.rungs.iter().rev().find(|r| r.arena_bytes <= budget) {
-            Some(rung) => Ok(rung),
-            None => Err(self.infeasible(program, budget)),
-        }
+    pub fn choose(&self, costed: &Costed, budget: u64) -> Result<Rung, Error> {
+        let room = budget.saturating_sub(self.persistent);
+        let fitting = self.plans.iter().rev().filter(|c| c.peak <= room && budget >= self.persistent);
+        // An arena is its peak and what packing loses.
+        let mut rungs = fitting.map(|c| self.packed(costed, c));
+        rungs.find(|r| r.arena_bytes <= budget).ok_or_else(|| self.infeasible(costed, budget))
     }
 
-    /// Bytes of the smallest arena.
-    pub fn least_bytes(&self) -> u64 {
-        self.rungs.first().map_or(self.persistent, |r| r.arena_bytes)
+    /// The plan of the smallest arena.
+    pub fn least(&self, costed: &Costed) -> Option<Rung> {
+        let mut best: Option<Rung> = None;
+        for c in &self.plans {
+            if best.as_ref().is_some_and(|b| self.persistent + c.peak >= b.arena_bytes) {
+                break;
+            }
+            let rung = self.packed(costed, c);
+            if best.as_ref().is_none_or(|b| rung.arena_bytes < b.arena_bytes) {
+                best = Some(rung);
+            }
+        }
+        best
     }
 
     /// No plan within `budget` takes fewer seconds a step than this, in this order of launches and by these costs.
-    pub fn lower_bound(&self, program: &Program, unit_seconds: &[f64], budget: u64) -> f64 {
+    pub fn lower_bound(&self, costed: &Costed, budget: u64) -> f64 {
         let transient = budget.saturating_sub(self.persistent);
-        let relaxed = lp::solve(program, &self.ways, &self.timeline, unit_seconds, transient);
+        let relaxed = lp::solve(costed, &self.ways, &self.timeline, transient);
         self.base_seconds + relaxed.map_or(0.0, |r| r.seconds)
     }
 
     /// The schedule that recomputes nothing.
-    pub fn everything_kept(&self, program: &Program, facts: &Facts) -> Schedule {
-        let mut decisions = Decisions { keep: vec![false; program.buffers.len()] };
+    pub fn everything_kept(&self, costed: &Costed) -> Schedule {
+        let mut decisions = Decisions { keep: vec![false; costed.program.buffers.len()] };
         self.ways.recompute.iter().for_each(|(b, _)| decisions.keep[b.0 as usize] = true);
-        build(program, facts, &decisions)
+        build(costed.facts, &decisions)
     }
 
-    fn infeasible(&self, program: &Program, budget: u64) -> Error {
-        let Some(rung) = self.rungs.first() else {
+    fn infeasible(&self, costed: &Costed, budget: u64) -> Error {
+        let program = costed.program;
+        let Some(rung) = self.least(costed) else {
             return Error::Infeasible { budget, least: self.persistent, event: "the persistent state".into(), live: vec![] };
         };
         let at = rung.schedule.peak().1;

@@ -118,7 +118,7 @@ fn forward_terms(program: &Program, facts: &Facts) -> (Terms, Vec<Option<Id>>) {
     let mut unit_class: Vec<Option<Id>> = vec![None; program.units.len()];
     for (u, _) in program.units.iter().enumerate().filter(|(_, unit)| unit.epoch == Epoch::Forward) {
         let mut inputs = vec![];
-        for t in facts.touches[u].iter().filter(|t| t.reads) {
+        for t in facts.touches(u as u32).iter().filter(|t| t.reads) {
             let b = t.buffer.0 as usize;
             // What a unit updates in place is an input only through the units that wrote it before.
             let id = match class[b] {
@@ -129,7 +129,7 @@ fn forward_terms(program: &Program, facts: &Facts) -> (Terms, Vec<Option<Id>>) {
             inputs.push(id);
         }
         unit_class[u] = Some(egraph.add(Late::Unit(u as u32, inputs)));
-        for t in facts.touches[u].iter().filter(|t| t.writes) {
+        for t in facts.touches(u as u32).iter().filter(|t| t.writes) {
             let b = t.buffer.0 as usize;
             let writers = &facts.forward_writers[b];
             let done: Vec<Id> = writers.iter().filter_map(|&w| unit_class[w as usize]).collect();

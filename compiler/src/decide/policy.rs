@@ -34,6 +34,8 @@ pub enum LayerKind {
     Head,
     /// Reads an attention's output.
     AttentionOutput,
+    /// No linear layer comes before it: the first block's queries, keys and values, which read embeddings.
+    First,
     Other,
 }
 
@@ -86,6 +88,8 @@ impl Policy {
             (Some((_, _, format)), _, _) => *format,
             (None, LayerKind::Head, _) => Format::Bf16,
             (None, LayerKind::AttentionOutput, Pass::Dgrad | Pass::Wgrad) => Format::Bf16,
+            // Half of the loss that E4M3 costs in all, or more: see `docs/decisions.md`.
+            (None, LayerKind::First, Pass::Fprop) => Format::Bf16,
             _ => Format::E4m3,
         }
     }

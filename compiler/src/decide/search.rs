@@ -1,9 +1,17 @@
-//! Rounding a relaxation against the exact schedule.
+//! Exact scoring of decisions, and the moves between them.
+//!
+//! Every set of decisions that a search meets is a valid plan with a peak and a time of its own; all are collected, since each may
+//! be the best for some budget.
 
-use super::late::Ways;
+use super::late::{Recompute, Ways};
 use super::lp::Relaxed;
+use crate::graph::Epoch;
 use crate::plan::schedule::{Decisions, Facts, Schedule, build};
 use crate::units::{BufferId, Program};
+use std::cmp::Ordering;
+
+/// Flips scored exactly before the best of them is taken.
+const TRIED: usize = 12;
 
 /// A set of decisions with what its schedule needs and takes.
 #[derive(Clone, Debug)]
@@ -14,98 +22,158 @@ pub struct Candidate {
     pub seconds: f64,
 }
 
-/// Scores decisions exactly.
-pub struct Scorer<'a> {
+/// A program and what its launches cost.
+#[derive(Clone, Copy)]
+pub struct Costed<'a> {
     pub program: &'a Program,
     pub facts: &'a Facts,
-    pub ways: &'a Ways,
+    /// Seconds of each unit.
     pub unit_seconds: &'a [f64],
 }
 
-impl Scorer<'_> {
+/// Scores decisions exactly.
+pub struct Scorer<'a> {
+    costed: Costed<'a>,
+    ways: &'a Ways,
+    /// For each candidate of [`Ways::recompute`]: seconds of its own launches, what keeping it saves at most.
+    worth: Vec<f64>,
+    /// Candidates by seconds saved per byte, best first.
+    by_density: Vec<BufferId>,
+}
+
+impl<'a> Scorer<'a> {
+    pub fn new(costed: Costed<'a>, ways: &'a Ways) -> Self {
+        let seconds = |w: &Recompute| w.units.iter().map(|&u| costed.unit_seconds[u as usize]).sum();
+        let worth: Vec<f64> = ways.recompute.iter().map(|(_, w)| seconds(w)).collect();
+        let bytes = |b: &BufferId| costed.program.buffers[b.0 as usize].ty.bytes().max(1) as f64;
+        let mut dense: Vec<(f64, BufferId)> = ways.recompute.iter().zip(&worth).map(|((b, _), w)| (w / bytes(b), *b)).collect();
+        dense.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+        let by_density = dense.into_iter().map(|(_, b)| b).collect();
+        Scorer { costed, ways, worth, by_density }
+    }
+
     /// Builds the schedule and reads off its peak and time.
     pub fn score(&self, decisions: Decisions) -> (Candidate, Schedule) {
-        let schedule = build(self.program, self.facts, &decisions);
-        let (peak, seconds) = (schedule.peak().0, schedule.seconds(self.unit_seconds).0);
+        let schedule = build(self.costed.facts, &decisions);
+        let (peak, seconds) = (schedule.peak().0, schedule.seconds(self.costed.unit_seconds).0);
         (Candidate { decisions, peak, seconds }, schedule)
     }
 
     /// Nothing kept, or everything that can be.
     pub fn uniform(&self, keep: bool) -> Decisions {
-        let mut decisions = Decisions { keep: vec![false; self.program.buffers.len()] };
+        let mut decisions = Decisions { keep: vec![false; self.costed.program.buffers.len()] };
         self.ways.recompute.iter().for_each(|(b, _)| decisions.keep[b.0 as usize] = keep);
         decisions
     }
 
-    /// Seconds that keeping a value saves at most: its own launches.
-    fn worth(&self, b: BufferId) -> f64 {
-        let way = self.ways.recompute.iter().find(|(x, _)| *x == b);
-        way.map_or(0.0, |(_, w)| w.units.iter().map(|&u| self.unit_seconds[u as usize]).sum())
+    /// What a relaxation keeps for the most part.
+    pub fn rounded(&self, relaxed: &Relaxed) -> Decisions {
+        let mut decisions = self.uniform(false);
+        relaxed.keep.iter().for_each(|(b, share)| decisions.keep[b.0 as usize] = *share > 0.5);
+        decisions
     }
 
-    /// Candidates by seconds saved per byte, best first.
-    fn by_density(&self) -> Vec<BufferId> {
-        let mut all: Vec<(f64, BufferId)> = self
-            .ways
-            .recompute
-            .iter()
-            .map(|(b, _)| (self.worth(*b) / self.program.buffers[b.0 as usize].ty.bytes().max(1) as f64, *b))
-            .collect();
-        all.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-        all.into_iter().map(|(_, b)| b).collect()
+    fn flipped(&self, decisions: &Decisions, flips: &[BufferId]) -> (Candidate, Schedule) {
+        let mut d = decisions.clone();
+        flips.iter().for_each(|b| d.keep[b.0 as usize] ^= true);
+        self.score(d)
     }
 
-    /// Decisions near a relaxed solution that fit a budget, improved by single flips; `None` when no flip leads under the budget.
-    pub fn round(&self, relaxed: &Relaxed, budget: u64) -> Option<Candidate> {
-        let mut start = self.uniform(false);
-        relaxed.keep.iter().for_each(|(b, share)| start.keep[b.0 as usize] = *share > 0.5);
-        let (fitting, _) = self.shrink(start, budget);
-        (fitting.peak <= budget).then(|| self.fill(fitting, budget))
-    }
-
-    /// Flips one value at a time, each alive at the worst event, while the peak falls, until it fits.
-    pub fn shrink(&self, start: Decisions, budget: u64) -> (Candidate, Schedule) {
+    /// Flips values that are alive at the worst event until the peak fits the budget or no flip lowers the bytes above it, summed
+    /// over the events. Adds every step to `met`; the last is the result.
+    pub fn shrink(&self, start: Decisions, budget: u64, met: &mut Vec<Candidate>) -> Candidate {
         let (mut best, mut schedule) = self.score(start);
+        met.push(best.clone());
         while best.peak > budget {
-            let at = schedule.peak().1;
-            let alive = schedule.instances.iter().filter(|i| i.first <= at && at <= i.last);
-            let mut flips: Vec<BufferId> = alive.filter_map(|i| i.buffer).filter(|b| self.is_candidate(*b)).collect();
-            flips.sort();
-            flips.dedup();
-            let tried = flips.into_iter().map(|b| {
-                let mut d = best.decisions.clone();
-                d.keep[b.0 as usize] ^= true;
-                self.score(d)
+            let over = schedule.over(budget);
+            // The bytes above the budget that a second buys decide.
+            let rate = |(c, s): &(Candidate, Schedule)| (over - s.over(budget)) as f64 / (c.seconds - best.seconds).max(1e-9);
+            let flips = self.flips(&schedule);
+            let better = flips.chunks(TRIED).find_map(|some| {
+                let tried = some.iter().map(|&b| (b, self.flipped(&best.decisions, &[b])));
+                let mut less: Vec<_> = tried.filter(|(_, (_, s))| s.over(budget) < over).map(|(b, s)| (rate(&s), b, s)).collect();
+                less.sort_by(|a, b| b.0.total_cmp(&a.0));
+                (!less.is_empty()).then_some(less)
             });
-            // The fall in bytes for each second it costs decides among those that fall.
-            let rate = |c: &Candidate| (best.peak - c.peak) as f64 / (c.seconds - best.seconds).max(1e-9);
-            let falls = tried.filter(|(c, _)| c.peak < best.peak).max_by(|(a, _), (b, _)| rate(a).total_cmp(&rate(b)));
-            match falls {
-                Some(next) => (best, schedule) = next,
-                None => break,
-            }
+            let Some(better) = better else { break };
+            let together: Vec<BufferId> = better.iter().map(|(_, b, _)| *b).take(self.stride()).collect();
+            let Some((first_rate, _, first)) = better.into_iter().next() else { break };
+            let several = (together.len() > 1).then(|| self.flipped(&best.decisions, &together));
+            (best, schedule) = several.filter(|s| s.1.over(budget) < over && rate(s) >= 0.9 * first_rate).unwrap_or(first);
+            met.push(best.clone());
         }
-        (best, schedule)
+        best
     }
 
-    /// Keeps more, best seconds per byte first, as long as it fits and saves time.
-    fn fill(&self, from: Candidate, budget: u64) -> Candidate {
+    /// Values that may change in one step: steps of about half a percent of all.
+    fn stride(&self) -> usize {
+        1 + self.worth.len() / 200
+    }
+
+    /// Candidates alive at the worst event, those first whose bytes are cheap to make again.
+    fn flips(&self, schedule: &Schedule) -> Vec<BufferId> {
+        let at = schedule.peak().1;
+        let alive = schedule.instances.iter().filter(|i| i.first <= at && at <= i.last);
+        let mut found: Vec<(f64, BufferId)> = alive
+            .filter_map(|i| {
+                let b = i.buffer?;
+                let known = self.ways.recompute.binary_search_by_key(&b, |(x, _)| *x).ok()?;
+                Some((self.worth[known] / i.bytes.max(1) as f64, b))
+            })
+            .collect();
+        found.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+        found.dedup_by_key(|f| f.1);
+        found.into_iter().map(|(_, b)| b).collect()
+    }
+
+    /// Keeps more, best seconds per byte first, as long as it fits and saves time. Adds every step to `met`; the last is the result.
+    pub fn fill(&self, from: Candidate, budget: u64, met: &mut Vec<Candidate>) -> Candidate {
         let mut best = from;
-        for b in self.by_density() {
-            if best.decisions.keep[b.0 as usize] {
-                continue;
-            }
-            let mut d = best.decisions.clone();
-            d.keep[b.0 as usize] = true;
-            let (next, _) = self.score(d);
-            if next.peak <= budget && (next.seconds < best.seconds || (next.seconds == best.seconds && next.peak < best.peak)) {
-                best = next;
+        let mut room = self.room(&best.decisions, budget);
+        let (mut at, mut stride) = (0, 1);
+        while at < self.by_density.len() {
+            let some = &self.by_density[at..(at + stride).min(self.by_density.len())];
+            let more: Vec<BufferId> = some.iter().copied().filter(|&b| !best.decisions.keep[b.0 as usize] && self.fits(&room, b)).collect();
+            let next = (!more.is_empty()).then(|| self.flipped(&best.decisions, &more).0);
+            match next {
+                Some(next) if next.peak <= budget && compare(&next, &best) == Ordering::Less => {
+                    best = next;
+                    met.push(best.clone());
+                    room = self.room(&best.decisions, budget);
+                    (at, stride) = (at + stride, (2 * stride).min(self.stride()));
+                }
+                Some(_) if more.len() > 1 => stride = 1,
+                _ => at += stride,
             }
         }
         best
     }
 
-    fn is_candidate(&self, b: BufferId) -> bool {
-        self.ways.recompute.binary_search_by_key(&b, |(x, _)| *x).is_ok()
+    /// For each buffer that the backward pass makes again: bytes that were free from the beginning of that pass until then.
+    fn room(&self, decisions: &Decisions, budget: u64) -> Vec<u64> {
+        let schedule = build(self.costed.facts, decisions);
+        let live = schedule.live();
+        let late = |unit: u32| self.costed.program.units[unit as usize].epoch != Epoch::Forward;
+        let start = schedule.events.iter().position(|e| e.recompute || late(e.unit)).unwrap_or(live.len());
+        let mut most = vec![0; live.len()];
+        for t in start..live.len() {
+            most[t] = live[t].max(if t > start { most[t - 1] } else { 0 });
+        }
+        let mut room = vec![u64::MAX; self.costed.program.buffers.len()];
+        for i in schedule.instances.iter().filter(|i| i.recomputed) {
+            let Some(b) = i.buffer.filter(|_| i.first as usize > start) else { continue };
+            room[b.0 as usize] = budget.saturating_sub(most[i.first as usize - 1]);
+        }
+        room
     }
+
+    /// False for what would exceed the room while it waits. What it makes superfluous is not counted, so a rare fit is missed.
+    fn fits(&self, room: &[u64], b: BufferId) -> bool {
+        self.costed.program.buffers[b.0 as usize].ty.bytes() <= room[b.0 as usize]
+    }
+}
+
+/// By seconds, then by peak.
+pub fn compare(a: &Candidate, b: &Candidate) -> Ordering {
+    a.seconds.total_cmp(&b.seconds).then(a.peak.cmp(&b.peak))
 }

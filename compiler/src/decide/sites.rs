@@ -27,14 +27,23 @@ pub fn layer_of(site: &str) -> &str {
 pub fn sites(graph: &Graph) -> Vec<Site> {
     let users = users(graph);
     let mut kinds: HashMap<&str, LayerKind> = HashMap::new();
+    // For each value: whether a linear layer went into it.
+    let mut behind = vec![false; graph.values.len()];
     let mut out = vec![];
     for (n, node) in graph.nodes.iter().enumerate() {
+        let later = node.inputs.iter().any(|v| behind[v.index()]);
+        node.results.iter().for_each(|r| behind[r.index()] = later);
         let Op::Matmul { trans_a, trans_b, .. } = node.op else { continue };
         let Some((a, b)) = matrices(graph, node.inputs[0], trans_a, node.inputs[1], trans_b) else { continue };
         let (wa, wb) = (weight_of(graph, a.0).is_some(), weight_of(graph, b.0));
         let (pass, weight) = match (node.epoch, wa, wb.is_some()) {
             (Epoch::Forward, false, true) => {
-                kinds.insert(&node.site, kind(graph, &users, a.0, node.results[0], wb));
+                let kind = match kind(graph, &users, a.0, node.results[0], wb) {
+                    LayerKind::Other if !later => LayerKind::First,
+                    kind => kind,
+                };
+                kinds.insert(&node.site, kind);
+                behind[node.results[0].index()] = true;
                 (Pass::Fprop, true)
             }
             (Epoch::Backward, false, true) => (Pass::Dgrad, true),

@@ -157,7 +157,7 @@ impl Assembler<'_> {
         };
         Step {
             kernel: kernel_of[event.unit as usize],
-            args: event.args.iter().map(|s| self.slot(s)).collect(),
+            args: self.schedule.args(event).iter().map(|s| self.slot(s)).collect(),
             scratch: event.scratch.map(|i| self.transient[i as usize]),
             epoch,
             site: unit.site.to_string(),

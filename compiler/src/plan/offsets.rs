@@ -39,10 +39,18 @@ pub fn lower_bound(spans: &[Span]) -> u64 {
     peak
 }
 
-/// Packs spans; stops early when the height reaches the lower bound, or `enough`.
-pub fn pack(spans: &[Span], enough: u64, rounds: usize) -> Packing {
-    let target = lower_bound(spans).max(enough);
+/// Work of the local search: placements times pairs of neighbours.
+const SEARCH_WORK: usize = 20_000_000;
+
+/// Most placements of the local search.
+const MAX_ROUNDS: usize = 200;
+
+/// Packs spans; stops early when the height reaches the lower bound.
+pub fn pack(spans: &[Span]) -> Packing {
+    let target = lower_bound(spans);
     let neighbours = neighbours(spans);
+    let pairs: usize = neighbours.iter().map(Vec::len).sum();
+    let rounds = (SEARCH_WORK / pairs.max(1)).min(MAX_ROUNDS);
     let orders: [Order; 5] = [
         |s| (u64::MAX - s.bytes, u64::MAX - (s.last - s.first) as u64),
         |s| (u64::MAX - (s.last - s.first) as u64, u64::MAX - s.bytes),
@@ -152,7 +160,7 @@ mod tests {
     #[test]
     fn nested_lifetimes_pack_to_their_lower_bound() {
         let spans: Vec<Span> = (0..50).map(|i| Span { first: i, last: 199 - i, bytes: 256 * (1 + i as u64 % 7) }).collect();
-        let p = pack(&spans, 0, 100);
+        let p = pack(&spans);
         assert!(!overlapping(&spans, &p));
         assert_eq!(p.height, lower_bound(&spans));
     }
@@ -170,9 +178,9 @@ mod tests {
                 Span { first, last: first + next(20), bytes: 256 * (1 + next(64) as u64) }
             })
             .collect();
-        let p = pack(&spans, 0, 300);
+        let p = pack(&spans);
         assert!(!overlapping(&spans, &p));
         assert!(p.height as f64 <= 1.1 * lower_bound(&spans) as f64, "{} over {}", p.height, lower_bound(&spans));
-        assert_eq!(p, pack(&spans, 0, 300));
+        assert_eq!(p, pack(&spans));
     }
 }

@@ -40,7 +40,8 @@ pub enum Slot {
 pub struct Event {
     /// Index into the program's units.
     pub unit: u32,
-    pub args: Vec<Slot>,
+    /// Its arguments' places in [`Schedule::args`].
+    pub args: std::ops::Range<u32>,
     pub scratch: Option<u32>,
     pub recompute: bool,
 }
@@ -49,17 +50,25 @@ pub struct Event {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Schedule {
     pub events: Vec<Event>,
+    /// Arguments of all events, one event after another.
+    pub args: Vec<Slot>,
     pub instances: Vec<Instance>,
     /// Events before this one belong to a micro-batch, the rest to the update.
     pub update_start: u32,
 }
 
-/// Facts about a program that every schedule of it shares.
+/// Facts about a program that every schedule of it shares, packed closely: schedules are built by the thousand.
 pub struct Facts {
     /// For each buffer: the forward units that write it, ascending.
     pub forward_writers: Vec<Vec<u32>>,
-    /// For each unit: (argument position, buffer, reads, writes).
-    pub touches: Vec<Vec<Touch>>,
+    /// For each unit, when it runs.
+    epoch: Vec<Epoch>,
+    /// Arguments of all units, one unit after another, and where each unit's begin.
+    touches: Vec<Touch>,
+    first_touch: Vec<u32>,
+    /// For each buffer: whether it has an address of its own throughout, and its bytes, aligned.
+    persistent: Vec<bool>,
+    bytes: Vec<u64>,
     /// For each unit: scratch bytes, aligned.
     scratch: Vec<u64>,
     /// Buffers that are read after the step (outputs, loss, gradients).
@@ -83,7 +92,7 @@ impl Facts {
     /// Collects the facts; `device` says whose scratch memory counts.
     pub fn new(program: &Program, device: ScratchFor) -> Self {
         let mut forward_writers = vec![vec![]; program.buffers.len()];
-        let mut touches = Vec::with_capacity(program.units.len());
+        let (mut touches, mut first_touch) = (vec![], vec![0]);
         for (u, unit) in program.units.iter().enumerate() {
             let modes = unit.kernel.args();
             let touch = |(arg, &buffer): (&fp8c_kernels::program::Arg, &BufferId)| Touch {
@@ -91,14 +100,15 @@ impl Facts {
                 reads: arg.mode != Mode::Write,
                 writes: arg.mode != Mode::Read,
             };
-            let all: Vec<Touch> = modes.iter().zip(&unit.args).map(touch).collect();
-            for t in all.iter().filter(|t| t.writes && unit.epoch == Epoch::Forward) {
+            let start = touches.len();
+            touches.extend(modes.iter().zip(&unit.args).map(touch));
+            for t in touches[start..].iter().filter(|t| t.writes && unit.epoch == Epoch::Forward) {
                 let writers: &mut Vec<u32> = &mut forward_writers[t.buffer.0 as usize];
                 if writers.last() != Some(&(u as u32)) {
                     writers.push(u as u32);
                 }
             }
-            touches.push(all);
+            first_touch.push(touches.len() as u32);
         }
         let mut pinned = vec![false; program.buffers.len()];
         let after = program.outputs.iter().map(|(_, b)| *b).chain(program.loss).chain(program.gradients.iter().map(|(_, b)| *b));
@@ -107,15 +117,29 @@ impl Facts {
             0 => 0,
             bytes => aligned(bytes),
         });
-        Facts { forward_writers, touches, scratch: scratch.collect(), pinned }
+        Facts {
+            forward_writers,
+            epoch: program.units.iter().map(|u| u.epoch).collect(),
+            touches,
+            first_touch,
+            persistent: program.buffers.iter().map(|b| b.persistent).collect(),
+            bytes: program.buffers.iter().map(|b| aligned(b.ty.bytes())).collect(),
+            scratch: scratch.collect(),
+            pinned,
+        }
+    }
+
+    /// How a unit touches its arguments, in order.
+    pub fn touches(&self, unit: u32) -> &[Touch] {
+        &self.touches[self.first_touch[unit as usize] as usize..self.first_touch[unit as usize + 1] as usize]
     }
 
     /// Forward buffers that a backward or update unit reads directly.
     pub fn late_reads(&self, program: &Program) -> Vec<BufferId> {
         let mut wanted = vec![false; program.buffers.len()];
-        for (unit, touches) in program.units.iter().zip(&self.touches) {
-            let late = unit.epoch != Epoch::Forward;
-            touches.iter().filter(|t| late && t.reads).for_each(|t| wanted[t.buffer.0 as usize] = true);
+        for (unit, epoch) in (0u32..).zip(&self.epoch) {
+            let late = *epoch != Epoch::Forward;
+            self.touches(unit).iter().filter(|t| late && t.reads).for_each(|t| wanted[t.buffer.0 as usize] = true);
         }
         let transient = |b: usize| !program.buffers[b].persistent && !self.forward_writers[b].is_empty();
         (0..wanted.len()).filter(|&b| wanted[b] && transient(b)).map(|b| BufferId(b as u32)).collect()
@@ -123,14 +147,18 @@ impl Facts {
 }
 
 /// Builds the schedule that decisions imply.
-pub fn build(program: &Program, facts: &Facts, decisions: &Decisions) -> Schedule {
-    let mut b =
-        Builder { program, facts, keep: &decisions.keep, now: vec![None; program.buffers.len()], out: Schedule::default(), late: false };
-    for (u, unit) in program.units.iter().enumerate() {
-        if unit.epoch != Epoch::Forward && !b.late {
+pub fn build(facts: &Facts, decisions: &Decisions) -> Schedule {
+    let (units, buffers, args) = (facts.epoch.len(), facts.bytes.len(), facts.touches.len());
+    let mut out = Schedule::default();
+    out.events.reserve(units * 3 / 2);
+    out.args.reserve(args * 3 / 2);
+    out.instances.reserve(buffers * 3 / 2);
+    let mut b = Builder { facts, keep: &decisions.keep, now: vec![None; buffers], out, late: false };
+    for (u, &epoch) in facts.epoch.iter().enumerate() {
+        if epoch != Epoch::Forward && !b.late {
             b.enter_backward();
         }
-        if unit.epoch == Epoch::Update && b.out.update_start == 0 {
+        if epoch == Epoch::Update && b.out.update_start == 0 {
             b.out.update_start = b.out.events.len() as u32;
         }
         if b.late {
@@ -142,7 +170,6 @@ pub fn build(program: &Program, facts: &Facts, decisions: &Decisions) -> Schedul
 }
 
 struct Builder<'a> {
-    program: &'a Program,
     facts: &'a Facts,
     keep: &'a [bool],
     /// The live instance of each transient buffer, as later units see it.
@@ -164,10 +191,13 @@ impl Builder<'_> {
 
     /// Runs again, in forward order, the forward units without which a unit lacks an input.
     fn recompute_inputs(&mut self, unit: u32) {
+        if !self.facts.touches(unit).iter().any(|t| t.reads && self.lacks(t.buffer)) {
+            return;
+        }
         let mut needed = std::collections::BTreeSet::new();
         let mut open = vec![unit];
         while let Some(u) = open.pop() {
-            let missing = self.facts.touches[u as usize].iter().filter(|t| t.reads && self.lacks(t.buffer));
+            let missing = self.facts.touches(u).iter().filter(|t| t.reads && self.lacks(t.buffer));
             for writer in missing.flat_map(|t| &self.facts.forward_writers[t.buffer.0 as usize]) {
                 if *writer != unit && needed.insert(*writer) {
                     open.push(*writer);
@@ -181,17 +211,17 @@ impl Builder<'_> {
 
     fn lacks(&self, b: BufferId) -> bool {
         let b = b.0 as usize;
-        !self.program.buffers[b].persistent && self.now[b].is_none() && !self.facts.forward_writers[b].is_empty()
+        self.now[b].is_none() && !self.facts.persistent[b] && !self.facts.forward_writers[b].is_empty()
     }
 
     fn launch(&mut self, unit: u32, recompute: bool) {
         let at = self.out.events.len() as u32;
         let facts = self.facts;
-        let mut args = Vec::with_capacity(facts.touches[unit as usize].len());
-        for t in &facts.touches[unit as usize] {
+        let first_arg = self.out.args.len() as u32;
+        for t in facts.touches(unit) {
             let b = t.buffer.0 as usize;
-            if self.program.buffers[b].persistent {
-                args.push(Slot::Persistent(t.buffer));
+            if facts.persistent[b] {
+                self.out.args.push(Slot::Persistent(t.buffer));
                 continue;
             }
             // A recomputed unit may also make a value that is still there; that copy goes to a place of its own and dies at once.
@@ -201,7 +231,7 @@ impl Builder<'_> {
                 (Some(i), None) => i,
                 (found, _) => {
                     let i = self.out.instances.len() as u32;
-                    let bytes = aligned(self.program.buffers[b].ty.bytes());
+                    let bytes = facts.bytes[b];
                     self.out.instances.push(Instance { buffer: Some(t.buffer), bytes, first: at, last: at, recomputed: recompute });
                     if found.is_none() {
                         self.now[b] = Some(i);
@@ -210,13 +240,14 @@ impl Builder<'_> {
                 }
             };
             self.out.instances[instance as usize].last = at;
-            args.push(Slot::Instance(instance));
+            self.out.args.push(Slot::Instance(instance));
         }
         let scratch = (facts.scratch[unit as usize] > 0).then(|| {
             let bytes = facts.scratch[unit as usize];
             self.out.instances.push(Instance { buffer: None, bytes, first: at, last: at, recomputed: false });
             self.out.instances.len() as u32 - 1
         });
+        let args = first_arg..self.out.args.len() as u32;
         self.out.events.push(Event { unit, args, scratch, recompute });
     }
 
@@ -240,21 +271,36 @@ impl Builder<'_> {
 }
 
 impl Schedule {
-    /// The largest number of transient bytes alive at one event, and that event.
-    pub fn peak(&self) -> (u64, u32) {
+    /// Where an event's arguments lie.
+    pub fn args(&self, event: &Event) -> &[Slot] {
+        &self.args[event.args.start as usize..event.args.end as usize]
+    }
+
+    /// Transient bytes alive at each event.
+    pub fn live(&self) -> Vec<u64> {
         let mut change = vec![(0u64, 0u64); self.events.len() + 1];
         for i in &self.instances {
             change[i.first as usize].0 += i.bytes;
             change[i.last as usize + 1].1 += i.bytes;
         }
-        let (mut live, mut peak) = (0u64, (0u64, 0u32));
-        for (at, (born, died)) in change.iter().enumerate() {
+        let mut live = 0;
+        change.pop();
+        let turn = |(born, died): (u64, u64)| {
             live = live + born - died;
-            if live > peak.0 {
-                peak = (live, at as u32);
-            }
-        }
-        peak
+            live
+        };
+        change.into_iter().map(turn).collect()
+    }
+
+    /// The largest number of transient bytes alive at one event, and the first such event.
+    pub fn peak(&self) -> (u64, u32) {
+        let worst = self.live().into_iter().zip(0u32..).max_by_key(|&(bytes, at)| (bytes, std::cmp::Reverse(at)));
+        worst.unwrap_or((0, 0))
+    }
+
+    /// Bytes above a budget, summed over the events.
+    pub fn over(&self, budget: u64) -> u128 {
+        self.live().into_iter().map(|bytes| bytes.saturating_sub(budget) as u128).sum()
     }
 
     /// Predicted seconds, given those of each unit; and the part spent on recomputation.

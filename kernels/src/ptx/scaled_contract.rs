@@ -79,12 +79,20 @@ pub fn generate(e: &Emitter<'_>, k: &ScaledContract, name: &str) -> Result<(), K
     Ok(())
 }
 
-/// 8 warps of 32 x 32. From sm_90 on `mma` unpacks E4M3 into registers, and warps of 64 x 32 spill.
+// From sm_90 on `mma` unpacks E4M3 into registers: warps of 64 x 32 spill, and of 32 x 32 where edges and row scales add to them.
+/// 8 warps of 32 x 32.
 const UNPACKING: Blocking = Blocking { m: 128, n: 64, warps: [4, 2], stages: 4 };
+/// 8 warps of 32 x 16.
+const UNPACKING_SMALL: Blocking = Blocking { m: 64, n: 64, warps: [2, 4], stages: 3 };
 
 fn blocking(arch: Arch, k: &ScaledContract) -> Blocking {
     let shape = Blocking::choose(1, k.m, k.n);
-    if arch == Arch::Sm90a && shape.n > UNPACKING.n { UNPACKING } else { shape }
+    let ragged = k.b_scales == ScaleGroup::Row && (k.m % UNPACKING.m as u64 != 0 || k.n % UNPACKING.n as u64 != 0);
+    match (arch, shape.n > UNPACKING.n) {
+        (Arch::Sm89, _) => shape,
+        (Arch::Sm90a, true) if !ragged => UNPACKING,
+        (Arch::Sm90a, _) => UNPACKING_SMALL,
+    }
 }
 
 /// The scales that a lane's results need.

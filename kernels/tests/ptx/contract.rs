@@ -76,7 +76,9 @@ pub fn large_kernels() -> Vec<(String, Kernel)> {
 
 pub fn scaled_kernels() -> Vec<(String, Kernel)> {
     let mut all = vec![];
-    for (m, n, k) in [(2048, 2048, 1024), (128, 64, 256), (100, 72, 144), (33, 17, 5), (70, 130, 132), (1, 128, 384)] {
+    for (m, n, k) in
+        [(2048, 2048, 1024), (128, 64, 256), (100, 72, 144), (33, 17, 5), (70, 130, 132), (1, 128, 384), (128, 352, 512), (1400, 1304, 512)]
+    {
         for b_scales in [ScaleGroup::Block, ScaleGroup::Row] {
             let (c, epilogue) = match b_scales {
                 ScaleGroup::Block => (DType::Bf16, Epilogue::default()),
