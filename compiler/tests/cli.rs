@@ -109,3 +109,31 @@ fn a_model_goes_from_new_to_trained_checkpoint() {
         assert!(!shown[key].is_null(), "{key}");
     }
 }
+
+#[test]
+fn inputs_and_outputs_without_elements_are_planned_and_run() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let at = dir.path();
+    let graph = r#"{"format": "fp8c-graph", "version": 1, "opset": 18,
+        "inputs": [{"name": "x", "dtype": "float32", "shape": [2, 0]}, {"name": "y", "dtype": "float32", "shape": [2, 3]}],
+        "nodes": [{"op": "Exp", "inputs": ["x"], "outputs": ["empty"]},
+                  {"op": "Neg", "inputs": ["y"], "outputs": ["full"]}],
+        "outputs": ["empty", "full"]}"#;
+    std::fs::write(at.join("m.json"), graph).expect("a file");
+    let fed: Vec<u8> = (0..6).flat_map(|i| (i as f32).to_le_bytes()).collect();
+    let view = |shape: Vec<usize>, bytes| safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape, bytes).expect("a tensor");
+    let tensors = [("x", view(vec![2, 0], &[])), ("y", view(vec![2, 3], &fed))];
+    std::fs::write(at.join("in.safetensors"), safetensors::serialize(tensors, None).expect("a file")).expect("a file");
+    for args in [
+        &["compile", "m.json", "--infer", "--mem", "1M", "--precision", "f32", "--target", "cpu", "-o", "m.plan", "-q"][..],
+        &["run", "m.plan", "--inputs", "in.safetensors", "--outputs", "out.safetensors", "-q"],
+    ] {
+        let out = fp8c(at, args);
+        assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
+    }
+    let bytes = std::fs::read(at.join("out.safetensors")).expect("the outputs");
+    let out = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
+    assert_eq!(out.tensor("empty").expect("empty").shape(), [2, 0]);
+    let negated: Vec<u8> = (0..6).flat_map(|i| (-(i as f32)).to_le_bytes()).collect();
+    assert_eq!(out.tensor("full").expect("full").data(), negated);
+}

@@ -87,10 +87,10 @@ impl<'a> Arena<'a> {
         Ok(arena)
     }
 
-    /// Gives a tensor's bytes to it; whatever lay there is gone.
+    /// Gives a tensor's bytes to it; whatever lay there is gone. One without bytes has a place all the same.
     fn claim(&mut self, id: TensorId) -> Result<(), Error> {
         let t = self.plan.tensors.get(id.0 as usize).ok_or_else(|| fail(format!("tensor {} does not exist", id.0)))?;
-        let (start, end) = (t.offset, t.offset + t.bytes.div_ceil(ALIGN) * ALIGN);
+        let (start, end) = (t.offset, t.offset + t.bytes.div_ceil(ALIGN).max(1) * ALIGN);
         let first = self.held.range(..start).next_back().filter(|(_, h)| h.end > start).map(|(&s, _)| s).unwrap_or(start);
         let hit: Vec<u64> = self.held.range(first..end.max(start + 1)).map(|(&s, _)| s).collect();
         for s in hit {

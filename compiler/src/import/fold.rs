@@ -1,5 +1,7 @@
 //! Constant folding while lowering: a node whose operands are all constants becomes a constant.
 //!
+//! A value without elements is a constant whatever computes it, so that no later pass meets one in the middle of a graph.
+//!
 //! What is folded is bounded, so that a few lines of a model cannot ask for gigabytes: a larger node stays a node.
 
 use super::ops::Lowering;
@@ -28,7 +30,14 @@ impl Lowering {
         if let Some(absurd) = results.iter().find(|t| t.bytes() > i64::MAX as u64) {
             return Err(format!("has a result of shape {:?}, which no memory holds", absurd.shape));
         }
-        let inputs = self.without_repetition(&op, inputs)?;
+        if results.iter().all(|t| t.elements() == 0) {
+            return Ok(results.into_iter().map(|ty| self.constant(ConstData { ty, bytes: vec![] })).collect());
+        }
+        let inputs = self.without_empty(&op, inputs);
+        if let (Op::Concat { .. }, [only]) = (&op, &inputs[..]) {
+            return Ok(vec![*only]);
+        }
+        let inputs = self.without_repetition(&op, &inputs)?;
         let Some(constants) = self.foldable(&op, &inputs, &results) else {
             return self.append(op, &inputs, results, site);
         };
@@ -66,11 +75,24 @@ impl Lowering {
 
     /// The constant operands of a node that is to be folded.
     fn foldable(&self, op: &Op, inputs: &[ValueId], results: &[TensorType]) -> Option<Vec<Arc<ConstData>>> {
-        let constants = inputs.iter().map(|&v| self.graph.constant(v).cloned()).collect::<Option<Vec<_>>>()?;
+        let constants = inputs.iter().map(|&v| self.known(v)).collect::<Option<Vec<_>>>()?;
         let small = |t: &TensorType| t.bytes() <= MAX_BYTES && t.elements() <= MAX_ELEMENTS;
         let bytes = results.iter().fold(self.folded_bytes, |n, t| n.saturating_add(t.bytes()));
         let fits = constants.iter().all(|c| small(&c.ty)) && results.iter().all(small) && bytes <= MAX_TOTAL_BYTES;
         (fits && !op.is_source() && work(op, &constants, results) <= MAX_WORK).then_some(constants)
+    }
+
+    /// The data of a constant, or of a value that has none.
+    fn known(&self, v: ValueId) -> Option<Arc<ConstData>> {
+        let ty = self.graph.ty(v);
+        let empty = || Arc::new(ConstData { ty: ty.clone(), bytes: vec![] });
+        self.graph.constant(v).cloned().or_else(|| (ty.elements() == 0).then(empty))
+    }
+
+    /// The operands, of a concatenation those with elements.
+    fn without_empty(&self, op: &Op, inputs: &[ValueId]) -> Vec<ValueId> {
+        let all = !matches!(op, Op::Concat { .. });
+        inputs.iter().copied().filter(|&v| all || self.graph.ty(v).elements() > 0).collect()
     }
 
     /// The operands, those constants compacted that the operator broadcasts anyway.

@@ -67,7 +67,9 @@ fn needed(scene: &Scene) -> Result<Copies, Error> {
         copies.uses.extend(unplaced(scene, n).into_iter().map(|i| (n, i)));
     }
     let persistent = |v: ValueId| scene.resolve(v).is_ok_and(|r| scene.def(r.owner).1.op.is_source());
-    for v in graph.outputs.iter().map(|o| o.value).chain(graph.loss) {
+    // What has no elements is no launch's to write.
+    let filled = |v: &ValueId| scene.elements(*v) > 0;
+    for v in graph.outputs.iter().map(|o| o.value).chain(graph.loss).filter(filled) {
         if !scene.is_contiguous(v) || persistent(v) || !is_all(scene, v) {
             copies.results.insert(v);
         }

@@ -176,7 +176,8 @@ impl Session {
 
     fn write_control(&mut self, control: TensorId, hyper: &Hyper, scale: f32) -> Result<(), Error> {
         let mut block = [0f32; Control::LEN];
-        let [beta1, beta2] = hyper.betas;
+        // The corrections are of the betas that the kernels use: 1 - 0.999f32 is off by 1.3e-5, which every step would be, too.
+        let [beta1, beta2] = hyper.betas.map(|beta| f64::from(beta as f32));
         let t = i32::try_from(self.updates + 1).unwrap_or(i32::MAX);
         block[Control::LEARNING_RATE] = hyper.learning_rate as f32;
         block[Control::BETA1] = beta1 as f32;

@@ -98,6 +98,18 @@ fn training_follows_a_reference_in_double_precision() {
 }
 
 #[test]
+fn the_first_step_of_adam_is_the_learning_rate_whatever_betas_round_to() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut s = session(&regression(1), folder.path());
+    let before = weight(&s);
+    // 1 - 0.999f32 is off by 1.3e-5, which a correction of 1 - 0.999 would leave in the step.
+    let hyper = Hyper { learning_rate: 1.0, weight_decay: 0.0, betas: [0.9, 0.999], ..hyper() };
+    steps(&mut s, folder.path(), 0, 1, &hyper);
+    let moved = weight(&s).iter().zip(&before).map(|(a, b)| f64::from((a - b).abs())).collect::<Vec<_>>();
+    assert!(moved.iter().all(|m| (m - 1.0).abs() < 2e-6), "{moved:?}");
+}
+
+#[test]
 fn the_executed_peak_is_the_planned_one() {
     let folder = tempfile::tempdir().unwrap();
     let plan = regression(2);

@@ -44,6 +44,33 @@ fn finished(mut l: Lowering, output: &str) -> Graph {
 }
 
 #[test]
+fn a_value_without_elements_is_a_constant_and_no_operand_of_a_concatenation() {
+    let mut l = lowering(18);
+    input(&mut l, "x", DType::F32, &[2, 3]);
+    for (name, i) in [("three", 3), ("one", 1), ("zero", 0)] {
+        constant(&mut l, name, ConstData::i64([1], &[i]));
+    }
+    constant(&mut l, "edges", ConstData::i64([4], &[0, 2, 0, 0]));
+    let (axis, keep) = (("axis", Attribute::Int(1)), ("keepdims", Attribute::Int(1)));
+    let nodes = [
+        // What an export of a full rotary embedding does with the part that does not turn.
+        node("Slice", &["x", "three", "three", "one"], "rest", &[]),
+        node("Exp", &["rest"], "exp", &[]),
+        node("Neg", &["x"], "turned", &[]),
+        node("Concat", &["turned", "exp"], "y", &[axis]),
+        node("Pad", &["exp", "edges"], "zeros", &[]),
+        node("ReduceSum", &["exp", "one"], "sum", std::slice::from_ref(&keep)),
+        node("ReduceSum", &["exp", "zero"], "none", &[keep]),
+    ];
+    lower_all(&mut l, &nodes);
+    assert_eq!(l.values["y"], l.values["turned"]);
+    let data = |name: &str| l.graph.constant(l.values[name]).unwrap_or_else(|| panic!("{name} is not constant")).clone();
+    assert_eq!((data("exp").ty.shape.clone(), data("none").ty.shape.clone()), (vec![2, 0], vec![1, 0]));
+    assert_eq!((data("zeros").ty.shape.clone(), data("zeros").to_f32()), (vec![2, 2], vec![0.0; 4]));
+    assert_eq!((data("sum").ty.shape.clone(), data("sum").to_f32()), (vec![2, 1], vec![0.0; 2]));
+}
+
+#[test]
 fn shape_arithmetic_of_a_dynamic_export_leaves_one_reshape() {
     let mut l = lowering(18);
     input(&mut l, "x", DType::F32, &[3, 5, 8]);

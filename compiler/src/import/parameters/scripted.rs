@@ -7,7 +7,7 @@ use crate::import::model::{Initializer, Model, ModelNode};
 use std::collections::HashMap;
 
 /// Buffers of PyTorch's modules.
-const BUFFERS: [&str; 4] = ["running_mean", "running_var", "inv_freq", "original_inv_freq"];
+const BUFFERS: [&str; 5] = ["running_mean", "running_var", "inv_freq", "original_inv_freq", "embed_scale"];
 
 /// The module of a node: `blocks.0.fc` of `/blocks/blocks.0/fc/MatMul` (a child of a Sequential repeats its parent's name).
 pub fn module(n: &ModelNode) -> Option<String> {
@@ -22,9 +22,27 @@ pub fn module(n: &ModelNode) -> Option<String> {
     Some(parts.join("."))
 }
 
+/// The module whose weight a node reads. A model that calls a grandchild directly leaves its child out of the node's path; the bias that
+/// is added next keeps the whole name.
+pub fn module_of_weight(model: &Model, n: &ModelNode) -> Option<String> {
+    let module = module(n)?;
+    let next = |a: &&ModelNode| a.op == "Add" && a.inputs.iter().any(|x| n.outputs.contains(x));
+    let added = model.nodes.iter().filter(|_| n.op == "MatMul").find(next);
+    let named = model.initializers.iter().filter(|i| added.is_some_and(|a| a.inputs.contains(&i.name)));
+    let owners = named.filter_map(|i| i.name.strip_suffix(".bias"));
+    let leaf = |path: &str| path.rsplit('.').next().map(str::to_string);
+    let whole = owners.filter(|o| leaf(o) == leaf(&module)).map(str::to_string).next();
+    Some(whole.unwrap_or(module))
+}
+
 /// True for names that the exporter made up.
 pub fn is_anonymous(name: &str) -> bool {
     name.starts_with("onnx::")
+}
+
+/// True for values of `Constant` nodes: what the module's code says, no parameter.
+pub fn is_literal(name: &str) -> bool {
+    name.starts_with('/') && name.rsplit('/').next().is_some_and(|leaf| leaf.starts_with("Constant"))
 }
 
 /// True for names that only a parameter has.

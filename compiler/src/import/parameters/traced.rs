@@ -199,6 +199,7 @@ impl Trace<'_> {
         match (fx.target.as_str(), arg) {
             ("aten.linear", 1) if self.rank(u) == 2 && (n.op == "MatMul" || (n.op == "Gemm" && !flag(n, "transB"))) => Form::Transposed,
             (t, 1..) if t.ends_with("_norm") && self.rank(u) > 1 && !t.contains("layer") && !t.contains("rms") => Form::Reshaped,
+            (t, 1) if t.contains("prelu") && self.rank(u) > 1 => Form::Reshaped,
             _ => Form::Same,
         }
     }
@@ -208,6 +209,8 @@ impl Trace<'_> {
         match operator {
             "t" | "transpose" | "permute" | "numpy_t" | "mt" if self.rank(u) == 2 => Form::Transposed,
             "expand" | "repeat" | "expand_as" => Form::Repeated,
+            // A vector for the channels of an image.
+            "unsqueeze" if self.rank(u) == 3 && self.initializer(u).is_some_and(is_channels) => Form::Reshaped,
             "add" => Form::PlusOne,
             "embedding" if self.rank(u) >= 2 => Form::Rows,
             _ => Form::Same,
@@ -312,4 +315,9 @@ fn roles(target: &str) -> Option<Roles> {
 pub fn plays(fx: &FxNode, arg: usize, n: &ModelNode, input: usize) -> bool {
     let fits = |&(a, op, i): &(usize, &str, usize)| a == arg && op == n.op && (i == input || i == EITHER);
     roles(&fx.target).is_some_and(|roles| roles.iter().any(fits))
+}
+
+/// True for the shape of a vector that scales or shifts the channels of an image.
+fn is_channels(i: &Initializer) -> bool {
+    matches!(i.shape[..], [n, 1, 1] if n > 1)
 }

@@ -154,7 +154,8 @@ pub(crate) fn norm_error(x: &[f64], y: &[f64]) -> f64 {
 
 /// Norm error that a result stored in a format may have, where sums run in f32.
 pub(crate) fn tolerance(dtype: DType) -> f64 {
-    if dtype == DType::Bf16 { 3e-3 } else { 3e-6 }
+    // A result of one element may be half a unit in the last place off: 2^-8.
+    if dtype == DType::Bf16 { 4e-3 } else { 3e-6 }
 }
 
 struct Shared<T>(T);
