@@ -2,7 +2,7 @@
 
 use crate::decide::ladder::{Ladder, Rung};
 use crate::decide::search::Costed;
-use crate::decide::sites::{layer_of, sites};
+use crate::decide::sites::{block_of, layer_of, sites};
 use crate::graph::{Epoch, Graph, Op};
 use crate::plan::assemble::persistent_bytes;
 use crate::plan::schedule::Schedule;
@@ -80,11 +80,11 @@ fn baseline_peak(graph: &Graph, program: &Program, kept: &Schedule) -> u64 {
     }
 }
 
-/// The layer that a site belongs to: its path up to the first number, or its first two names.
-pub fn layer(site: &str) -> String {
-    let parts: Vec<&str> = layer_of(site).split('.').collect();
-    let end = parts.iter().position(|p| p.parse::<u32>().is_ok()).map_or(2.min(parts.len()), |i| i + 1);
-    parts[..end].join(".")
+/// The layer that a site belongs to: its block, or its first two names.
+fn layer(site: &str) -> &str {
+    let path = layer_of(site);
+    let two = path.match_indices('.').nth(1).map_or(path, |(end, _)| &path[..end]);
+    block_of(site).unwrap_or(two)
 }
 
 fn by_layer(program: &Program, ladder: &Ladder, rung: &Rung) -> Vec<LayerReport> {
@@ -93,7 +93,7 @@ fn by_layer(program: &Program, ladder: &Ladder, rung: &Rung) -> Vec<LayerReport>
     for b in &ladder.ways.roots {
         let maker = program.units.iter().find(|u| u.epoch == Epoch::Forward && u.args.contains(b) && u.args.last() == Some(b));
         let maker = maker.or_else(|| program.units.iter().find(|u| u.epoch == Epoch::Forward && u.args.contains(b)));
-        let name = layer(maker.map_or("", |u| u.site.as_ref()));
+        let name = layer(maker.map_or("", |u| u.site.as_ref())).to_string();
         let at = *position.entry(name.clone()).or_insert_with(|| {
             layers.push(LayerReport { layer: name, values: vec![] });
             layers.len() - 1

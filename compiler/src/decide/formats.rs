@@ -109,7 +109,7 @@ fn choose(graph: &Graph, policy: &Policy) -> Vec<Site> {
             let a = egraph.add(Formats::Value(s.a.0.0));
             let b = egraph.add(Formats::Value(s.b.0.0));
             let product = egraph.add(Formats::Matmul([a, b]));
-            let permitted = policy.format(layer_of(&graph.node(s.node).site), s.kind, s.pass) == Format::E4m3;
+            let permitted = policy.format(layer_of(&graph.node(s.node).site), s.kind, s.first_block, s.pass) == Format::E4m3;
             if permitted { egraph.add(Formats::Approx([product])) } else { product }
         })
         .collect();

@@ -34,8 +34,6 @@ pub enum LayerKind {
     Head,
     /// Reads an attention's output.
     AttentionOutput,
-    /// No linear layer comes before it: the first block's queries, keys and values, which read embeddings.
-    First,
     Other,
 }
 
@@ -81,15 +79,15 @@ impl Policy {
         Ok(Policy { lines: compiled.collect::<Result<_, _>>()? })
     }
 
-    /// The format of a product: `layer` is the module path.
-    pub fn format(&self, layer: &str, kind: LayerKind, pass: Pass) -> Format {
+    /// The format of a product: `layer` is the module path, `first_block` as in [`super::sites::Site`].
+    pub fn format(&self, layer: &str, kind: LayerKind, first_block: bool, pass: Pass) -> Format {
         let user = self.lines.iter().rev().find(|(glob, p, _)| p.is_none_or(|p| p == pass) && glob.is_match(layer));
         match (user, kind, pass) {
             (Some((_, _, format)), _, _) => *format,
             (None, LayerKind::Head, _) => Format::Bf16,
             (None, LayerKind::AttentionOutput, Pass::Dgrad | Pass::Wgrad) => Format::Bf16,
-            // Half of the loss that E4M3 costs in all, or more: see `docs/decisions.md`.
-            (None, LayerKind::First, Pass::Fprop) => Format::Bf16,
+            // What E4M3 costs in loss, it costs there for the most part: see `docs/decisions.md`.
+            (None, _, Pass::Fprop) if first_block => Format::Bf16,
             _ => Format::E4m3,
         }
     }

@@ -2,7 +2,7 @@
 
 use super::policy::{LayerKind, Pass};
 use crate::graph::{Epoch, Expr, Graph, NodeId, Op, ValueId};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// A product with a weight, or of its gradient.
 #[derive(Clone, Debug)]
@@ -10,6 +10,8 @@ pub struct Site {
     pub node: NodeId,
     pub pass: Pass,
     pub kind: LayerKind,
+    /// In the block that reads the embeddings: no linear layer comes before it, or one of its block has none before it.
+    pub first_block: bool,
     /// The left operand, and whether it is read transposed: `[m, k]` when not.
     pub a: (ValueId, bool),
     /// The right operand: `[k, n]` when not read transposed.
@@ -23,10 +25,25 @@ pub fn layer_of(site: &str) -> &str {
     site.rsplit_once('/').map_or(site, |(path, _)| path)
 }
 
+/// The block that a site belongs to, where its path has a number: the path up to the first one.
+pub fn block_of(site: &str) -> Option<&str> {
+    let path = layer_of(site);
+    let mut end = 0;
+    for part in path.split_inclusive(['.', '/']) {
+        end += part.len();
+        let name = part.trim_end_matches(['.', '/']);
+        if !name.is_empty() && name.bytes().all(|b| b.is_ascii_digit()) {
+            return Some(path[..end].trim_end_matches(['.', '/']));
+        }
+    }
+    None
+}
+
 /// Finds every product of a linear layer whose operands are matrices (leading axes of the left one flatten).
 pub fn sites(graph: &Graph) -> Vec<Site> {
     let users = users(graph);
-    let mut kinds: HashMap<&str, LayerKind> = HashMap::new();
+    let mut kinds: HashMap<&str, (LayerKind, bool)> = HashMap::new();
+    let mut first_block: HashSet<&str> = HashSet::new();
     // For each value: whether a linear layer went into it.
     let mut behind = vec![false; graph.values.len()];
     let mut out = vec![];
@@ -38,11 +55,12 @@ pub fn sites(graph: &Graph) -> Vec<Site> {
         let (wa, wb) = (weight_of(graph, a.0).is_some(), weight_of(graph, b.0));
         let (pass, weight) = match (node.epoch, wa, wb.is_some()) {
             (Epoch::Forward, false, true) => {
-                let kind = match kind(graph, &users, a.0, node.results[0], wb) {
-                    LayerKind::Other if !later => LayerKind::First,
-                    kind => kind,
-                };
-                kinds.insert(&node.site, kind);
+                let kind = kind(graph, &users, a.0, node.results[0], wb);
+                let block = block_of(&node.site).filter(|_| kind != LayerKind::Head);
+                if !later {
+                    first_block.extend(block);
+                }
+                kinds.insert(&node.site, (kind, !later || block.is_some_and(|b| first_block.contains(b))));
                 behind[node.results[0].index()] = true;
                 (Pass::Fprop, true)
             }
@@ -50,8 +68,8 @@ pub fn sites(graph: &Graph) -> Vec<Site> {
             (Epoch::Backward, false, false) => (Pass::Wgrad, false),
             _ => continue,
         };
-        if let Some(&kind) = kinds.get(node.site.as_ref()) {
-            out.push(Site { node: NodeId(n as u32), pass, kind, a, b, weight });
+        if let Some(&(kind, first_block)) = kinds.get(node.site.as_ref()) {
+            out.push(Site { node: NodeId(n as u32), pass, kind, first_block, a, b, weight });
         }
     }
     out
@@ -127,4 +145,17 @@ fn leads_to_loss(graph: &Graph, users: &[Vec<NodeId>], from: ValueId) -> bool {
         }
     }
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::block_of;
+
+    #[test]
+    fn a_block_is_the_path_up_to_its_number() {
+        assert_eq!(block_of("m.model.layers.0.self_attn.q_proj/node_linear"), Some("m.model.layers.0"));
+        assert_eq!(block_of("/h.11/mlp/c_fc/MatMul"), Some("/h.11"));
+        assert_eq!(block_of("lm_head/node_7"), None, "a node's own number is no block's");
+        assert_eq!(block_of("node_7"), None);
+    }
 }
