@@ -1,12 +1,12 @@
 //! E-graph to graph: the cheapest form of every root.
 
 use super::encode::roots;
-use super::term::{Cost, Term, Terms, binary_of, op_of, unary_of};
+use super::term::{Cost, Term, Terms, is_scalar, is_test, op_of};
 use crate::Error;
 use crate::graph::{ConstData, Epoch, Expr, ExprNode, Graph, Op, ValueId};
 use egg::{Extractor, Id};
 use fp8c_kernels::DType;
-use fp8c_kernels::program::{FloatBits, Kind, Literal};
+use fp8c_kernels::program::{Binary, FloatBits, Kind, Literal, Named, Unary};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -129,7 +129,7 @@ impl Decoder<'_, '_> {
     }
 
     fn apply(&mut self, name: &str, children: &[Id], site: &Arc<str>) -> Result<ValueId, Error> {
-        if unary_of(name).is_some() || binary_of(name).is_some() || name == "select" {
+        if is_scalar(name) {
             return self.map(name, children, site);
         }
         if name == "result" {
@@ -168,16 +168,15 @@ impl Decoder<'_, '_> {
             };
             body.push(node);
         }
-        let result = match (unary_of(name), binary_of(name)) {
+        let result = match (Unary::named(name), Binary::named(name)) {
             (Some(op), _) => ExprNode::Unary(op, 0),
             (_, Some(op)) => ExprNode::Binary(op, 0, 1),
             _ => ExprNode::Select(0, 1, 2),
         };
         body.push(result);
-        let tests = matches!(name, "eq" | "ne" | "lt" | "le" | "gt" | "ge" | "and" | "or" | "xor" | "not" | "isnan" | "isinf");
         let last = children[children.len() - 1];
         let operand_type = self.egraph[last].data.ty.as_ref().map_or(DType::F32, |t| t.dtype);
-        let dtype = if tests { DType::Bool } else { operand_type };
+        let dtype = if is_test(name) { DType::Bool } else { operand_type };
         self.one(Op::Map(Expr { body }, dtype), &inputs, site)
     }
 

@@ -1,11 +1,11 @@
 //! Graph to e-graph.
 
-use super::term::{Fact, Term, TermAnalysis, Terms, apply, attribute, binary_name, unary_name};
+use super::term::{Fact, Term, TermAnalysis, Terms, apply, attribute};
 use crate::Error;
 use crate::graph::{Expr, ExprNode, Graph, Node, Op, ValueId};
 use egg::{EGraph, Id};
 use fp8c_kernels::DType;
-use fp8c_kernels::program::{FloatBits, Kind, Literal};
+use fp8c_kernels::program::{FloatBits, Kind, Literal, Named};
 use std::sync::Arc;
 
 /// An e-graph with the classes that must come out again.
@@ -89,8 +89,8 @@ fn encode_map(egraph: &mut Terms, expr: &Expr, dtype: DType, inputs: &[Id]) -> I
                 let i = if let Literal::Int(i) = value { *i } else { value.as_f32() as i64 };
                 egraph.add(Term::Integer(i, *kind == Kind::Bool))
             }
-            ExprNode::Unary(op, x) => apply(egraph, &unary_name(*op), vec![at[*x as usize]]),
-            ExprNode::Binary(op, x, y) => apply(egraph, &binary_name(*op), vec![at[*x as usize], at[*y as usize]]),
+            ExprNode::Unary(op, x) => apply(egraph, op.name(), vec![at[*x as usize]]),
+            ExprNode::Binary(op, x, y) => apply(egraph, op.name(), vec![at[*x as usize], at[*y as usize]]),
             ExprNode::Select(c, x, y) => apply(egraph, "select", vec![at[*c as usize], at[*x as usize], at[*y as usize]]),
             ExprNode::Cast(x, to) => cast(egraph, at[*x as usize], *to),
         };

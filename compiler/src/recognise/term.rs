@@ -6,7 +6,7 @@
 use crate::graph::{AttentionOp, ConstData, Op, TensorType};
 use egg::{Analysis, CostFunction, DidMerge, EGraph, FromOp, FromOpError, Id, Language, Symbol};
 use fp8c_kernels::DType;
-use fp8c_kernels::program::{Binary, FloatBits, Unary};
+use fp8c_kernels::program::{Binary, FloatBits, Named, Unary};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -119,73 +119,20 @@ pub fn op_of(egraph: &Terms, id: Id) -> Option<&Op> {
     egraph[id].data.attribute.map(|n| &egraph.analysis.attributes[n as usize])
 }
 
-/// The name of a scalar function of one argument.
-pub fn unary_name(op: Unary) -> String {
-    format!("{op:?}").to_lowercase()
+/// True for the name of a scalar function.
+pub fn is_scalar(name: &str) -> bool {
+    Unary::named(name).is_some() || Binary::named(name).is_some() || name == "select"
 }
 
-/// The name of a scalar function of two arguments.
-pub fn binary_name(op: Binary) -> String {
-    format!("{op:?}").to_lowercase()
-}
-
-/// Inverse of [`unary_name`].
-pub fn unary_of(name: &str) -> Option<Unary> {
-    use Unary::*;
-    let all = [
-        Neg,
-        Abs,
-        Sign,
-        Not,
-        Exp,
-        Log,
-        Log1p,
-        Sqrt,
-        Rsqrt,
-        Recip,
-        Sin,
-        Cos,
-        Tan,
-        Asin,
-        Acos,
-        Atan,
-        Sinh,
-        Cosh,
-        Asinh,
-        Acosh,
-        Atanh,
-        Tanh,
-        Erf,
-        Sigmoid,
-        Softplus,
-        Floor,
-        Ceil,
-        Round,
-        IsNan,
-        IsInf,
-        GeluErf,
-        GeluErfGrad,
-        GeluTanh,
-        GeluTanhGrad,
-    ];
-    all.into_iter().find(|&op| unary_name(op) == name)
-}
-
-/// Inverse of [`binary_name`].
-pub fn binary_of(name: &str) -> Option<Binary> {
-    use Binary::*;
-    let all = [Add, Sub, Mul, Div, Min, Max, Pow, Mod, Fmod, Eq, Ne, Lt, Le, Gt, Ge, And, Or, Xor];
-    all.into_iter().find(|&op| binary_name(op) == name)
-}
-
-fn is_test(name: &str) -> bool {
-    matches!(name, "eq" | "ne" | "lt" | "le" | "gt" | "ge" | "and" | "or" | "xor" | "not" | "isnan" | "isinf")
+/// True for the name of a scalar function that gives a bool.
+pub fn is_test(name: &str) -> bool {
+    matches!(name, "eq" | "ne" | "lt" | "le" | "gt" | "ge" | "and" | "or" | "xor" | "not" | "is_nan" | "is_inf")
 }
 
 /// Type of an applied term from the facts of its operands, if it types.
 fn type_of(egraph: &Terms, name: &str, children: &[Id]) -> Option<TensorType> {
     let ty = |id: &Id| egraph[*id].data.ty.as_ref();
-    if unary_of(name).is_some() || binary_of(name).is_some() || name == "select" {
+    if is_scalar(name) {
         let types: Vec<&TensorType> = children.iter().map(ty).collect::<Option<_>>()?;
         let shape = crate::graph::infer::broadcast(types.iter().map(|t| t.shape.as_slice())).ok()?;
         let dtype = if is_test(name) { DType::Bool } else { types.last()?.dtype };

@@ -30,6 +30,7 @@ pub use index::*;
 pub use quantize::*;
 pub use row::*;
 pub use scalar::*;
+pub use text::Named;
 pub use typing::*;
 pub use verify::{MAX_DIMS, MAX_POINTS, MAX_STATEMENTS};
 pub use window::*;

@@ -4,7 +4,7 @@ use super::build::{Build, Float, Int};
 use super::direct::{THREADS, each, index_width, ravel, unravel};
 use super::module::Emitter;
 use super::value::Val;
-use super::window::Axis;
+use super::window::{Axis, taps_inside};
 use crate::program::{Conv, ConvPass, Kernel};
 use crate::{DType, KernelError};
 
@@ -48,17 +48,9 @@ fn fprop<'c>(b: &Build<'c, '_>, k: &Conv, i: Int<'c>) -> Float<'c> {
     let first = b.mulc(b.udivc(co, outputs as i64), inputs as i64);
     let sum = b.cell(b.f32(0.0));
     b.for_range(b.like(i, 0), b.like(i, inputs as i64), 1, |c| {
-        vertical.taps(i, |r| {
-            let (iy, row_inside) = vertical.read(oy, r);
-            b.if_then(row_inside, || {
-                horizontal.taps(i, |s| {
-                    let (ix, inside) = horizontal.read(ox, s);
-                    b.if_then(inside, || {
-                        let x = input(b, k, 0, [n, b.add(first, c), iy, ix]);
-                        b.set(&sum, b.fma(x, weight(b, k, [co, c, r, s]), b.get(&sum)));
-                    });
-                });
-            });
+        taps_inside([&vertical, &horizontal], Axis::read, [oy, ox], |[iy, ix], [r, s]| {
+            let x = input(b, k, 0, [n, b.add(first, c), iy, ix]);
+            b.set(&sum, b.fma(x, weight(b, k, [co, c, r, s]), b.get(&sum)));
         });
     });
     let bias = k.bias.then(|| b.to_float(b.load_elem(b.arg(2), k.weight, co)));
@@ -75,17 +67,9 @@ fn dgrad<'c>(b: &Build<'c, '_>, k: &Conv, i: Int<'c>) -> Float<'c> {
     let sum = b.cell(b.f32(0.0));
     b.for_range(b.like(i, 0), b.like(i, outputs as i64), 1, |c| {
         let co = b.add(first, c);
-        vertical.taps(i, |r| {
-            let (oy, row_inside) = vertical.written(iy, r);
-            b.if_then(row_inside, || {
-                horizontal.taps(i, |s| {
-                    let (ox, inside) = horizontal.written(ix, s);
-                    b.if_then(inside, || {
-                        let dy = output(b, k, 0, [n, co, oy, ox]);
-                        b.set(&sum, b.fma(dy, weight(b, k, [co, within, r, s]), b.get(&sum)));
-                    });
-                });
-            });
+        taps_inside([&vertical, &horizontal], Axis::written, [iy, ix], |[oy, ox], [r, s]| {
+            let dy = output(b, k, 0, [n, co, oy, ox]);
+            b.set(&sum, b.fma(dy, weight(b, k, [co, within, r, s]), b.get(&sum)));
         });
     });
     b.get(&sum)

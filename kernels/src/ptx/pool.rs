@@ -4,7 +4,7 @@ use super::build::{Build, Float, Int};
 use super::direct::{each, ravel, unravel};
 use super::module::Emitter;
 use super::value::Val;
-use super::window::Axis;
+use super::window::{Axis, taps_inside};
 use crate::KernelError;
 use crate::program::{Kernel, Pool, PoolOp};
 use inkwell::FloatPredicate;
@@ -47,14 +47,8 @@ fn forward<'c>(b: &Build<'c, '_>, k: &Pool, i: Int<'c>) -> Float<'c> {
     }
     let (vertical, horizontal) = axes(b, k);
     let sum = b.cell(b.f32(0.0));
-    vertical.taps(i, |r| {
-        let (iy, row_inside) = vertical.read(oy, r);
-        b.if_then(row_inside, || {
-            horizontal.taps(i, |s| {
-                let (ix, inside) = horizontal.read(ox, s);
-                b.if_then(inside, || b.set(&sum, b.fadd(b.get(&sum), read(b, k, [plane, iy, ix]))));
-            });
-        });
+    taps_inside([&vertical, &horizontal], Axis::read, [oy, ox], |[iy, ix], _| {
+        b.set(&sum, b.fadd(b.get(&sum), read(b, k, [plane, iy, ix])));
     });
     b.fdiv(b.get(&sum), divisor(b, k, [oy, ox]))
 }
@@ -63,22 +57,14 @@ fn forward<'c>(b: &Build<'c, '_>, k: &Pool, i: Int<'c>) -> Float<'c> {
 fn maximum<'c>(b: &Build<'c, '_>, k: &Pool, [plane, oy, ox]: [Int<'c>; 3]) -> (Float<'c>, Int<'c>) {
     let (vertical, horizontal) = axes(b, k);
     let (best, at) = (b.cell(b.f32(f32::NEG_INFINITY)), b.cell(b.like(plane, -1)));
-    vertical.taps(plane, |r| {
-        let (iy, row_inside) = vertical.read(oy, r);
-        b.if_then(row_inside, || {
-            horizontal.taps(plane, |s| {
-                let (ix, inside) = horizontal.read(ox, s);
-                b.if_then(inside, || {
-                    let (v, old) = (read(b, k, [plane, iy, ix]), b.get(&best));
-                    // Unordered or greater, unless a NaN stands already; the first position counts even if it is minus infinity.
-                    let better = b.and(b.fcmp(FloatPredicate::UGT, v, old), b.fcmp(FloatPredicate::ORD, old, old));
-                    let better = b.or(better, b.ltc(b.get(&at), 0));
-                    b.set(&best, b.select(better, v, old));
-                    let here = b.add(b.mulc(iy, horizontal.input), ix);
-                    b.set(&at, b.select(better, here, b.get(&at)));
-                });
-            });
-        });
+    taps_inside([&vertical, &horizontal], Axis::read, [oy, ox], |[iy, ix], _| {
+        let (v, old) = (read(b, k, [plane, iy, ix]), b.get(&best));
+        // Unordered or greater, unless a NaN stands already; the first position counts even if it is minus infinity.
+        let better = b.and(b.fcmp(FloatPredicate::UGT, v, old), b.fcmp(FloatPredicate::ORD, old, old));
+        let better = b.or(better, b.ltc(b.get(&at), 0));
+        b.set(&best, b.select(better, v, old));
+        let here = b.add(b.mulc(iy, horizontal.input), ix);
+        b.set(&at, b.select(better, here, b.get(&at)));
     });
     (b.get(&best), b.get(&at))
 }
@@ -88,26 +74,18 @@ fn backward<'c>(b: &Build<'c, '_>, k: &Pool, i: Int<'c>) -> Float<'c> {
     let [plane, iy, ix] = unravel(b, i, [k.planes, h, w]);
     let (vertical, horizontal) = axes(b, k);
     let sum = b.cell(b.f32(0.0));
-    vertical.taps(i, |r| {
-        let (oy, row_inside) = vertical.written(iy, r);
-        b.if_then(row_inside, || {
-            horizontal.taps(i, |s| {
-                let (ox, inside) = horizontal.written(ix, s);
-                b.if_then(inside, || {
-                    let [oh, ow] = k.window.output;
-                    let dy = b.to_float(b.load_elem(b.arg(1), k.dtype, ravel(b, [plane, oy, ox], [k.planes, oh, ow])));
-                    let share = match k.op {
-                        PoolOp::Max => {
-                            let here = b.add(b.mulc(iy, w as i64), ix);
-                            let (_, first) = maximum(b, k, [plane, oy, ox]);
-                            b.select(b.cmp(inkwell::IntPredicate::EQ, here, first), dy, b.f32(0.0))
-                        }
-                        PoolOp::Average | PoolOp::AverageWithPadding { .. } => b.fdiv(dy, divisor(b, k, [oy, ox])),
-                    };
-                    b.set(&sum, b.fadd(b.get(&sum), share));
-                });
-            });
-        });
+    taps_inside([&vertical, &horizontal], Axis::written, [iy, ix], |[oy, ox], _| {
+        let [oh, ow] = k.window.output;
+        let dy = b.to_float(b.load_elem(b.arg(1), k.dtype, ravel(b, [plane, oy, ox], [k.planes, oh, ow])));
+        let share = match k.op {
+            PoolOp::Max => {
+                let here = b.add(b.mulc(iy, w as i64), ix);
+                let (_, first) = maximum(b, k, [plane, oy, ox]);
+                b.select(b.cmp(inkwell::IntPredicate::EQ, here, first), dy, b.f32(0.0))
+            }
+            PoolOp::Average | PoolOp::AverageWithPadding { .. } => b.fdiv(dy, divisor(b, k, [oy, ox])),
+        };
+        b.set(&sum, b.fadd(b.get(&sum), share));
     });
     b.get(&sum)
 }

@@ -62,3 +62,25 @@ impl<'c, 'b> Axis<'c, 'b> {
         b.get(&count)
     }
 }
+
+/// Where a tap leads from a position along one axis, and whether there is such a place: [`Axis::read`] or [`Axis::written`].
+type Step<'c, 'b> = fn(&Axis<'c, 'b>, Int<'c>, Int<'c>) -> (Int<'c>, Int<'c>);
+
+/// Runs `body` with the place and the number (row, column) of each tap from position `at` that leads into the image.
+pub fn taps_inside<'c, 'b>(
+    [vertical, horizontal]: [&Axis<'c, 'b>; 2],
+    step: Step<'c, 'b>,
+    [y, x]: [Int<'c>; 2],
+    body: impl FnOnce([Int<'c>; 2], [Int<'c>; 2]),
+) {
+    let b = vertical.b;
+    vertical.taps(y, |r| {
+        let (to_y, row_inside) = step(vertical, y, r);
+        b.if_then(row_inside, || {
+            horizontal.taps(x, |s| {
+                let (to_x, inside) = step(horizontal, x, s);
+                b.if_then(inside, || body([to_y, to_x], [r, s]));
+            });
+        });
+    });
+}

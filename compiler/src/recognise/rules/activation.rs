@@ -29,7 +29,7 @@ fn gelu_erf(m: &mut Match) -> Option<Id> {
     m.is("?one", 1.0)?;
     m.is("?r", std::f32::consts::FRAC_1_SQRT_2)?;
     let x = m.id("?x")?;
-    Some(m.map("geluerf", &[x]))
+    Some(m.map("gelu_erf", &[x]))
 }
 
 fn gelu_tanh(m: &mut Match) -> Option<Id> {
@@ -43,5 +43,5 @@ fn gelu_tanh_cube(m: &mut Match) -> Option<Id> {
     m.is("?c", 0.044715)?;
     m.is("?r", (2.0 / std::f32::consts::PI).sqrt())?;
     let x = m.id("?x")?;
-    Some(m.map("gelutanh", &[x]))
+    Some(m.map("gelu_tanh", &[x]))
 }

@@ -21,10 +21,10 @@ pub fn rules() -> Vec<Rule> {
         family("scores-selected-out", &["(select ?m ?low (scores ?q ?k ?a))"], selected_out),
         family("probs", &["(softmax (scores ?q ?k ?a) ?s)"], probs),
         family("probs-biased", &["(softmax (scores ?q ?k ?b ?a) ?s)"], probs_biased),
-        family("probs-guarded", &["(select (isnan ?p) ?zero ?p)"], guarded),
+        family("probs-guarded", &["(select (is_nan ?p) ?zero ?p)"], guarded),
         family("attention", &["(matmul (probs ?q ?k ?a) ?v ?t)"], attention),
         family("attention-biased", &["(matmul (probs ?q ?k ?b ?a) ?v ?t)"], attention_biased),
-        family("attention-selected", &["(matmul (select (isnan ?p) ?zero (probs ?q ?k ?a)) ?v ?t)"], attention),
+        family("attention-selected", &["(matmul (select (is_nan ?p) ?zero (probs ?q ?k ?a)) ?v ?t)"], attention),
         family("grouped-heads", &[GROUPED], grouped),
         family("grouped-heads-biased", &[GROUPED_BIASED], grouped_biased),
     ]

@@ -20,6 +20,8 @@ mod names;
 mod record;
 mod row;
 
+pub use names::Named;
+
 use super::Kernel;
 use crate::KernelError;
 use std::fmt;

@@ -2,8 +2,9 @@
 
 use crate::program::{Binary, Fold, Kind, Mode, Unary};
 
-/// A set of named values.
-pub(super) trait Named: Copy + PartialEq + 'static {
+/// Values that have names.
+pub trait Named: Copy + PartialEq + 'static {
+    /// Every value with its name.
     const ALL: &'static [(Self, &'static str)];
 
     /// The name of a value. Every value is in the table, as a test shows.
@@ -11,6 +12,7 @@ pub(super) trait Named: Copy + PartialEq + 'static {
         Self::ALL.iter().find(|(value, _)| *value == self).map_or("?", |(_, name)| name)
     }
 
+    /// The value of a name.
     fn named(name: &str) -> Option<Self> {
         Self::ALL.iter().find(|(_, n)| *n == name).map(|(value, _)| *value)
     }
