@@ -12,6 +12,7 @@ use crate::import::{ImportOptions, Imported, import};
 use crate::plan::assemble::{Header, assemble};
 use crate::plan::schedule::Facts;
 use crate::precision::{Precision, storage};
+use crate::quantity::Bytes;
 use crate::recognise::recognise;
 use crate::units::Program;
 use crate::{Error, check, codegen, lower, report};
@@ -25,8 +26,8 @@ use std::path::Path;
 #[derive(Clone, Debug)]
 pub struct CompileOptions {
     pub import: ImportOptions,
-    /// Bytes of the device; `None` for inference without a limit.
-    pub budget: Option<u64>,
+    /// Memory of the device; `None` for inference without a limit.
+    pub budget: Option<Bytes>,
     /// Whose costs to plan for: `cpu`, `sm_89`, `sm_90a`.
     pub target: String,
     /// Chips to emit PTX for.
@@ -100,14 +101,14 @@ pub fn compile(model: &Path, options: &CompileOptions) -> Result<Compiled, Error
     let seconds = profile.all(&program);
     let costed = Costed { program: &program, facts: &facts, unit_seconds: &seconds };
     let ladder = ladder::ladder(&costed);
-    let budget = options.budget.unwrap_or(u64::MAX);
+    let budget = options.budget.unwrap_or(Bytes::MAX);
     let rung = ladder.choose(&costed, budget)?;
     let header = header(model, options, &imported, budget);
     let mut plan = assemble(&joint, &program, &rung.schedule, &rung.packing, &seconds, header);
     let units: Vec<u32> = rung.schedule.events.iter().map(|e| e.unit).collect();
     let replayed = check::replay(&program, &plan, &units)?;
-    if replayed.peak != plan.arena_bytes {
-        return Err(Error::Verify { pass: "plan", reason: format!("replayed peak {} is not {}", replayed.peak, plan.arena_bytes) });
+    if replayed.peak != Bytes(plan.arena_bytes) {
+        return Err(Error::Verify { pass: "plan", reason: format!("replayed peak {} is not {}", replayed.peak.0, plan.arena_bytes) });
     }
     let mut notes = imported.notes;
     notes.extend(untrained(&joint).into_iter().map(|name| format!("{name} gets no gradient and is left as it is")));
@@ -120,7 +121,7 @@ fn verified(pass: &'static str, graph: &Graph) -> Result<(), Error> {
     graph.verify().map_err(|e| Error::Verify { pass, reason: e.to_string() })
 }
 
-fn header(model: &Path, options: &CompileOptions, imported: &Imported, budget_bytes: u64) -> Header {
+fn header(model: &Path, options: &CompileOptions, imported: &Imported, budget: Bytes) -> Header {
     Header {
         model: model.file_stem().map_or_else(|| "model".into(), |s| s.to_string_lossy().into_owned()),
         fingerprint: Fingerprint {
@@ -131,7 +132,7 @@ fn header(model: &Path, options: &CompileOptions, imported: &Imported, budget_by
         purpose: if options.import.infer { Purpose::Infer } else { Purpose::Train },
         target: options.target.clone(),
         precision: options.precision.name().into(),
-        budget_bytes,
+        budget,
         accumulation: options.accumulation,
         optimizer: (!options.import.infer).then(|| options.optimizer.name().to_string()),
     }

@@ -1,5 +1,6 @@
 //! What a kernel is predicted to cost on a target.
 
+use crate::quantity::Seconds;
 use crate::units::{Program, Unit};
 use fp8c_kernels::DType;
 use fp8c_kernels::program::Kernel;
@@ -14,21 +15,21 @@ pub struct DeviceProfile {
     pub e4m3_flops: f64,
     /// Bytes a second.
     pub bandwidth: f64,
-    /// Seconds for each launch.
-    pub launch: f64,
+    /// What each launch costs beside its work.
+    pub launch: Seconds,
 }
 
 /// Two AVX-512 cores, as measured with the project's own kernels (`docs/benchmarks.md`).
 pub const CPU: DeviceProfile =
-    DeviceProfile { name: "cpu", f32_flops: 200e9, bf16_flops: 160e9, e4m3_flops: 100e9, bandwidth: 15e9, launch: 4e-6 };
+    DeviceProfile { name: "cpu", f32_flops: 200e9, bf16_flops: 160e9, e4m3_flops: 100e9, bandwidth: 15e9, launch: Seconds(4e-6) };
 
 /// An RTX 4090: published peaks, f32 on the vector units.
 pub const SM_89: DeviceProfile =
-    DeviceProfile { name: "sm_89", f32_flops: 80e12, bf16_flops: 165e12, e4m3_flops: 330e12, bandwidth: 1.0e12, launch: 3e-6 };
+    DeviceProfile { name: "sm_89", f32_flops: 80e12, bf16_flops: 165e12, e4m3_flops: 330e12, bandwidth: 1.0e12, launch: Seconds(3e-6) };
 
 /// An H100 SXM: published dense peaks.
 pub const SM_90A: DeviceProfile =
-    DeviceProfile { name: "sm_90a", f32_flops: 67e12, bf16_flops: 989e12, e4m3_flops: 1979e12, bandwidth: 3.35e12, launch: 3e-6 };
+    DeviceProfile { name: "sm_90a", f32_flops: 67e12, bf16_flops: 989e12, e4m3_flops: 1979e12, bandwidth: 3.35e12, launch: Seconds(3e-6) };
 
 impl DeviceProfile {
     /// The profile of a target's name.
@@ -36,8 +37,8 @@ impl DeviceProfile {
         [&CPU, &SM_89, &SM_90A].into_iter().find(|p| p.name == target)
     }
 
-    /// Predicted seconds of one launch: the larger of arithmetic and traffic, plus the launch.
-    pub fn seconds(&self, unit: &Unit) -> f64 {
+    /// Predicted time of one launch: the larger of arithmetic and traffic, plus the launch.
+    pub fn seconds(&self, unit: &Unit) -> Seconds {
         let rate = match &unit.kernel {
             Kernel::ScaledContract(_) => self.e4m3_flops,
             Kernel::Contract(k) if k.a.dtype == DType::F32 && k.b.dtype == DType::F32 => self.f32_flops,
@@ -45,11 +46,11 @@ impl DeviceProfile {
             Kernel::Attention(k) | Kernel::AttentionGrad(k) if k.dtype == DType::Bf16 => self.bf16_flops,
             _ => self.f32_flops,
         };
-        self.launch + (unit.flops / rate).max(unit.traffic as f64 / self.bandwidth)
+        self.launch + unit.flops.at(rate).max(unit.traffic.at(self.bandwidth))
     }
 
-    /// Predicted seconds of each unit of a program.
-    pub fn all(&self, program: &Program) -> Vec<f64> {
+    /// Predicted time of each unit of a program.
+    pub fn all(&self, program: &Program) -> Vec<Seconds> {
         program.units.iter().map(|u| self.seconds(u)).collect()
     }
 }

@@ -1,5 +1,6 @@
 //! The compiler's one error type.
 
+use crate::quantity::Bytes;
 use std::path::PathBuf;
 
 /// Everything that can go wrong between a model file and a plan. The message is one sentence; hints are the command line's.
@@ -21,8 +22,8 @@ pub enum Error {
     #[error("{0}")]
     Usage(String),
     /// The budget cannot be met.
-    #[error("no plan fits {budget} bytes; the smallest budget that does is {least} bytes, bound by {event}")]
-    Infeasible { budget: u64, least: u64, event: String, live: Vec<(String, u64)> },
+    #[error("no plan fits {} bytes; the smallest budget that does is {} bytes, bound by {event}", .budget.0, .least.0)]
+    Infeasible { budget: Bytes, least: Bytes, event: String, live: Vec<(String, Bytes)> },
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: std::io::Error },
     #[error(transparent)]

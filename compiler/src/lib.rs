@@ -15,6 +15,7 @@ pub mod import;
 pub mod lower;
 pub mod plan;
 pub mod precision;
+pub mod quantity;
 pub mod recognise;
 pub mod report;
 pub mod text;

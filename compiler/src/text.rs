@@ -17,7 +17,7 @@ pub fn egraph(c: &Compiled) -> String {
     let _ = writeln!(out, "ladder: {} plans", c.ladder.plans.len());
     for p in &c.ladder.plans {
         let kept = p.decisions.keep.iter().filter(|k| **k).count();
-        let _ = writeln!(out, "plan: {} transient bytes, {:.6} s, {kept} kept", p.peak, p.seconds);
+        let _ = writeln!(out, "plan: {} transient bytes, {:.6} s, {kept} kept", p.peak.0, p.seconds.0);
     }
     out
 }

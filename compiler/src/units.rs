@@ -5,6 +5,7 @@
 //! pass to the backward pass is a buffer.
 
 use crate::graph::{Epoch, NodeId, TensorType, ValueId};
+use crate::quantity::{Bytes, Flops};
 use fp8c_kernels::program::Kernel;
 use fp8c_runtime::plan::Role;
 use std::sync::Arc;
@@ -24,6 +25,13 @@ pub struct Buffer {
     pub persistent: bool,
 }
 
+impl Buffer {
+    /// What it takes, before alignment.
+    pub fn bytes(&self) -> Bytes {
+        Bytes(self.ty.bytes())
+    }
+}
+
 /// One kernel launch over buffers.
 #[derive(Clone, Debug)]
 pub struct Unit {
@@ -34,10 +42,10 @@ pub struct Unit {
     pub site: Arc<str>,
     /// The graph nodes it computes.
     pub nodes: Vec<NodeId>,
-    /// Multiply-adds times two, of matrix products; elementwise work counts in bytes.
-    pub flops: f64,
-    /// Bytes read and written.
-    pub traffic: u64,
+    /// Of matrix products; elementwise work counts in bytes.
+    pub flops: Flops,
+    /// Read and written.
+    pub traffic: Bytes,
 }
 
 /// Units in execution order (that of the graph: forward, backward, update).

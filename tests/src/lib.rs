@@ -6,6 +6,7 @@ use fp8c::decide::policy::Policy;
 use fp8c::differentiate::Optimizer;
 use fp8c::import::ImportOptions;
 use fp8c::precision::Precision;
+use fp8c::quantity::Bytes;
 use fp8c_kernels::DType;
 use fp8c_runtime::data::{Loader, Order};
 use fp8c_runtime::hyper::Hyper;
@@ -33,7 +34,7 @@ pub fn text() -> PathBuf {
 pub fn options(precision: Precision, budget: Option<u64>) -> CompileOptions {
     CompileOptions {
         import: ImportOptions::default(),
-        budget,
+        budget: budget.map(Bytes),
         target: "cpu".into(),
         archs: vec![],
         precision,

@@ -2,6 +2,7 @@
 
 use fp8c::Error;
 use fp8c::precision::Precision;
+use fp8c::quantity::Bytes;
 use fp8c_runtime::data::{Loader, Order};
 use fp8c_runtime::hyper::Hyper;
 use fp8c_runtime::session::Batch;
@@ -51,7 +52,7 @@ fn one_byte_below_the_least_budget_is_refused_with_its_size() {
     let refused = compiled(CASE, &options(Precision::F32, Some(least - 1))).err();
     match refused {
         Some(Error::Infeasible { least: told, event, live, .. }) => {
-            assert_eq!(told, least);
+            assert_eq!(told, Bytes(least));
             assert!(!event.is_empty() && live.len() > 1, "the binding event and what is alive there are named");
         }
         other => panic!("not refused: {other:?}"),

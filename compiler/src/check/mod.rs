@@ -5,6 +5,7 @@
 //! It fails closed: what it cannot follow is an error.
 
 use crate::Error;
+use crate::quantity::Bytes;
 use crate::units::Program;
 use fp8c_kernels::program::Mode;
 use fp8c_runtime::plan::{ALIGN, Plan, Role, TensorId};
@@ -14,7 +15,7 @@ use std::collections::{BTreeMap, HashMap};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Replay {
     /// Highest byte touched plus one, rounded up to the arena's alignment.
-    pub peak: u64,
+    pub peak: Bytes,
 }
 
 /// Replays `plan`, whose step i runs unit `units[i]` of `program`, for one micro-batch after another and an update, twice over, so
@@ -38,7 +39,7 @@ pub fn replay(program: &Program, plan: &Plan, units: &[u32]) -> Result<Replay, E
     if arena.peak > plan.arena_bytes || plan.arena_bytes > plan.budget_bytes {
         return Err(fail(format!("peak {} of arena {} of budget {}", arena.peak, plan.arena_bytes, plan.budget_bytes)));
     }
-    Ok(Replay { peak: arena.peak })
+    Ok(Replay { peak: Bytes(arena.peak) })
 }
 
 fn fail(reason: String) -> Error {

@@ -1,6 +1,7 @@
 //! The command line, defined once.
 
 use super::size;
+use crate::quantity::Bytes;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -110,7 +111,7 @@ pub struct Compile {
     pub model: ModelArgs,
     /// The memory budget of the device: 24G, 24GiB, 24GB or bytes.
     #[arg(long, value_name = "SIZE", value_parser = size::parse, required_unless_present_any = ["emit", "infer"])]
-    pub mem: Option<u64>,
+    pub mem: Option<Bytes>,
     /// Where the plan goes; default: the model's name with .plan.
     #[arg(short, long, value_name = "PLAN")]
     pub output: Option<PathBuf>,

@@ -2,7 +2,6 @@
 
 use super::args::{Check, Compile, EmitArg, ModelArgs, OptimizerArg, PrecisionArg, ScaleArg, StateArg};
 use super::failure::Failure;
-use super::size::show;
 use super::{Done, Output};
 use crate::compile::{CompileOptions, Compiled, compile as run_compile, stages};
 use crate::cost::DeviceProfile;
@@ -10,6 +9,7 @@ use crate::decide::policy::Policy;
 use crate::differentiate::Optimizer;
 use crate::import::{ImportOptions, LossSpec, ParameterOptions};
 use crate::precision::Precision;
+use crate::quantity::Bytes;
 use crate::{Error, emit, lower};
 use fp8c_kernels::DType;
 use std::collections::BTreeMap;
@@ -45,15 +45,15 @@ fn default_output(a: &Compile) -> PathBuf {
 fn summary(c: &Compiled, path: &std::path::Path, seconds: f64) {
     let (plan, r) = (&c.plan, &c.plan.report);
     eprintln!("{} -> {} in {seconds:.1} s", plan.model, path.display());
-    eprintln!("  memory     {} planned, budget {}", show(plan.arena_bytes), budget(plan.budget_bytes));
+    eprintln!("  memory     {} planned, budget {}", Bytes(plan.arena_bytes), budget(plan.budget_bytes));
     if plan.loss.is_some() {
-        eprintln!("             {} in usual mixed precision with everything kept", show(r.baseline_peak_bytes));
-        let get = |k: &str| show(r.decisions.get(k).copied().unwrap_or(0));
+        eprintln!("             {} in usual mixed precision with everything kept", Bytes(r.baseline_peak_bytes));
+        let get = |k: &str| Bytes(r.decisions.get(k).copied().unwrap_or(0));
         eprintln!("  backward   keeps {} ({} of it in E4M3), recomputes {}", get("keep"), get("keep_e4m3"), get("recompute"));
         let again = 100.0 * r.predicted.recompute_seconds / r.predicted.step_seconds.max(1e-12);
         eprintln!("  predicted  {:.3} s a step on {}, {again:.1}% of it recomputation", r.predicted.step_seconds, plan.target);
         eprintln!("             at least {:.3} s: gap {:.2}%", r.certificate.lower_bound_seconds, 100.0 * r.certificate.gap);
-        eprintln!("             least budget {} ({} bytes)", show(r.least_budget_bytes), r.least_budget_bytes);
+        eprintln!("             least budget {} ({} bytes)", Bytes(r.least_budget_bytes), r.least_budget_bytes);
     }
     let archs: Vec<&String> = plan.kernels.first().map(|k| k.launches.keys().collect()).unwrap_or_default();
     let archs = if archs.is_empty() {
@@ -69,7 +69,7 @@ fn summary(c: &Compiled, path: &std::path::Path, seconds: f64) {
 }
 
 fn budget(bytes: u64) -> String {
-    if bytes == u64::MAX { "none".into() } else { show(bytes) }
+    if bytes == u64::MAX { "none".into() } else { Bytes(bytes).to_string() }
 }
 
 fn print_stage(a: &Compile, stage: EmitArg, options: &CompileOptions) -> Done {

@@ -1,6 +1,5 @@
 //! Errors as users see them: one sentence, a blank line, a hint.
 
-use super::size::show;
 use crate::Error;
 use std::fmt;
 
@@ -45,14 +44,14 @@ impl From<Error> for Failure {
     fn from(e: Error) -> Self {
         let (message, hint, status) = match e {
             Error::Infeasible { budget, least, event, live } => {
-                let alive: Vec<String> = live.iter().map(|(name, bytes)| format!("  {:>10}  {name}", show(*bytes))).collect();
+                let alive: Vec<String> = live.iter().map(|(name, bytes)| format!("  {bytes:>10}  {name}")).collect();
                 let message = format!(
-                    "no plan fits {} ({budget} bytes); the smallest budget that can be met is {} ({least} bytes), bound by {event}, where these are alive:\n{}",
-                    show(budget),
-                    show(least),
+                    "no plan fits {budget} ({} bytes); the smallest budget that can be met is {least} ({} bytes), bound by {event}, where these are alive:\n{}",
+                    budget.0,
+                    least.0,
                     alive.join("\n")
                 );
-                let hint = format!("compile with --mem {least} or more, a smaller batch, --opt-state bf16, or --precision fp8");
+                let hint = format!("compile with --mem {} or more, a smaller batch, --opt-state bf16, or --precision fp8", least.0);
                 return Failure { message, hint: Some(hint), status: 1 };
             }
             Error::Unsupported { gaps } => {

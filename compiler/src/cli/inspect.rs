@@ -1,8 +1,8 @@
 //! `fp8c inspect`.
 
 use super::args::Inspect;
-use super::size::show;
 use super::{Done, Output};
+use crate::quantity::Bytes;
 use fp8c_runtime::plan::{Plan, PlanFile};
 use serde_json::{Value, json};
 use std::io::Write;
@@ -67,8 +67,8 @@ pub fn document(plan: &Plan) -> Value {
 fn text(plan: &Plan) -> String {
     let r = &plan.report;
     let mut out = vec![format!("{} for {}, {}", plan.model, plan.target, plan.precision)];
-    let budget = if plan.budget_bytes == u64::MAX { "none".into() } else { show(plan.budget_bytes) };
-    out.push(format!("memory      {} planned, budget {budget}, least {}", show(plan.arena_bytes), show(r.least_budget_bytes)));
+    let budget = if plan.budget_bytes == u64::MAX { "none".into() } else { Bytes(plan.budget_bytes).to_string() };
+    out.push(format!("memory      {} planned, budget {budget}, least {}", Bytes(plan.arena_bytes), Bytes(r.least_budget_bytes)));
     for p in &plan.inputs {
         out.push(format!("input       {} {}{:?}", p.name, p.dtype, p.shape));
     }
@@ -81,12 +81,12 @@ fn text(plan: &Plan) -> String {
     if plan.loss.is_some() {
         out.push(format!(
             "saved       {} from forward to backward, {} in usual mixed precision",
-            show(r.saved_bytes),
-            show(r.baseline_saved_bytes)
+            Bytes(r.saved_bytes),
+            Bytes(r.baseline_saved_bytes)
         ));
         for layer in &r.by_layer {
-            let sum = |way: &str| layer.values.iter().filter(|v| v.way == way).map(|v| v.bytes).sum::<u64>();
-            out.push(format!("  {:<40} keep {:>10}  recompute {:>10}", layer.layer, show(sum("keep")), show(sum("recompute"))));
+            let sum = |way: &str| layer.values.iter().filter(|v| v.way == way).map(|v| Bytes(v.bytes)).sum::<Bytes>();
+            out.push(format!("  {:<40} keep {:>10}  recompute {:>10}", layer.layer, sum("keep"), sum("recompute")));
         }
         out.push(format!(
             "predicted   {:.4} s a step, {:.4} s of it recomputation; at least {:.4} s (gap {:.2}%)",

@@ -1,8 +1,8 @@
 //! `fp8c run` and `fp8c devices`.
 
 use super::args::Run;
-use super::size::show;
 use super::{Done, Output};
+use crate::quantity::Bytes;
 use fp8c_runtime::checkpoint;
 use fp8c_runtime::device::{DeviceChoice, devices as list};
 use fp8c_runtime::plan::PlanFile;
@@ -46,7 +46,7 @@ pub fn devices(output: Output) -> Done {
     }
     for d in &all {
         let arch = d.arch.as_deref().unwrap_or("-");
-        println!("{:<8} {:<32} {:>10}  {arch}", d.id, d.name, show(d.memory_bytes));
+        println!("{:<8} {:<32} {:>10}  {arch}", d.id, d.name, Bytes(d.memory_bytes));
     }
     if !all.iter().any(|d| d.arch.is_some()) {
         output.say("note: no NVIDIA driver is here; plans run on the CPU");

@@ -2,8 +2,8 @@
 
 use super::args::Train;
 use super::failure::Failure;
-use super::size::show;
 use super::{Done, Output};
+use crate::quantity::Bytes;
 use fp8c_runtime::data::{Loader, Order};
 use fp8c_runtime::device::DeviceChoice;
 use fp8c_runtime::hyper::{Hyper, LossScaling};
@@ -30,7 +30,7 @@ pub fn train(a: &Train, output: Output) -> Done {
     let bar = bar(a.steps, output);
     let summary = run_train(&mut session, &loader, &options, &stop, &mut |m| {
         bar.set_position(m.step);
-        bar.set_message(format!("loss {:.4}  {:.0} tokens/s  {}", m.loss, m.tokens_per_second, show(m.arena_peak_bytes)));
+        bar.set_message(format!("loss {:.4}  {:.0} tokens/s  {}", m.loss, m.tokens_per_second, Bytes(m.arena_peak_bytes)));
     });
     bar.finish_and_clear();
     report(&summary?, plan, &session.device(), &options, output);
@@ -109,8 +109,8 @@ fn report(s: &Summary, plan: &fp8c_runtime::plan::Plan, device: &str, options: &
     if s.skipped > 0 {
         output.say(format!("  skipped     {} steps (gradient not finite)", s.skipped));
     }
-    let rss = s.peak_rss_bytes.map_or(String::new(), |b| format!("; the whole process {}", show(b)));
-    output.say(format!("  memory      {} planned, {} used{rss}", show(plan.arena_bytes), show(s.arena_peak_bytes)));
+    let rss = s.peak_rss_bytes.map_or(String::new(), |b| format!("; the whole process {}", Bytes(b)));
+    output.say(format!("  memory      {} planned, {} used{rss}", Bytes(plan.arena_bytes), Bytes(s.arena_peak_bytes)));
     if let Some(log) = &options.log {
         output.say(format!("  log         {}", log.display()));
     }

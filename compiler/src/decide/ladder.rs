@@ -12,6 +12,7 @@ use crate::graph::Epoch;
 use crate::plan::assemble::{persistent_bytes, spans};
 use crate::plan::offsets::{Packing, pack};
 use crate::plan::schedule::{Decisions, Schedule, build};
+use crate::quantity::{Bytes, Seconds};
 use rayon::prelude::*;
 
 /// Budgets between the least and the largest peak that get a relaxation of their own.
@@ -27,7 +28,7 @@ pub struct Rung {
     pub schedule: Schedule,
     pub packing: Packing,
     /// Persistent bytes and the packed height together.
-    pub arena_bytes: u64,
+    pub arena_bytes: Bytes,
 }
 
 /// The plans of a program that no other beats in both peak and seconds, fewest bytes first, with what bounds them.
@@ -35,9 +36,9 @@ pub struct Ladder {
     pub plans: Vec<Candidate>,
     pub ways: Ways,
     timeline: Timeline,
-    persistent: u64,
-    /// Seconds of the schedule that recomputes nothing.
-    base_seconds: f64,
+    persistent: Bytes,
+    /// Predicted time of the schedule that recomputes nothing.
+    base_seconds: Seconds,
 }
 
 /// Builds the ladder.
@@ -49,7 +50,7 @@ pub fn ladder(costed: &Costed) -> Ladder {
     let relax = |budget| lp::solve(costed, &ways, &timeline, budget);
     let mut plans = least(&scorer, &relax, &all);
     let low = plans.iter().map(|c| c.peak).min().unwrap_or(all.peak);
-    let step = |i: u64| low + ((all.peak - low) as u128 * i as u128 / ANCHORS as u128) as u64;
+    let step = |i: u64| low + Bytes(((all.peak - low).0 as u128 * i as u128 / ANCHORS as u128) as u64);
     let between = (0..ANCHORS).into_par_iter().map(|i| {
         let mut met = vec![];
         if let Some(relaxed) = relax(step(i)) {
@@ -65,10 +66,10 @@ pub fn ladder(costed: &Costed) -> Ladder {
 }
 
 /// What is met on the way to the smallest peak: from nothing kept, from everything kept, and from the tightest relaxations.
-fn least(scorer: &Scorer, relax: &(dyn Fn(u64) -> Option<lp::Relaxed> + Sync), all: &Candidate) -> Vec<Candidate> {
-    let (mut floor, mut feasible) = (0u64, all.peak);
+fn least(scorer: &Scorer, relax: &(dyn Fn(Bytes) -> Option<lp::Relaxed> + Sync), all: &Candidate) -> Vec<Candidate> {
+    let (mut floor, mut feasible) = (Bytes(0), all.peak);
     let mut tightest = None;
-    while feasible - floor > all.peak / 512 + 1 {
+    while feasible - floor > all.peak / 512 + Bytes(1) {
         let middle = floor + (feasible - floor) / 2;
         match relax(middle) {
             Some(relaxed) => (feasible, tightest) = (middle, Some(relaxed)),
@@ -85,7 +86,7 @@ fn least(scorer: &Scorer, relax: &(dyn Fn(u64) -> Option<lp::Relaxed> + Sync), a
     met.push(all.clone());
     for _ in 0..HALVINGS {
         let Some(best) = met.iter().min_by(|a, b| a.peak.cmp(&b.peak).then(compare(a, b))).cloned() else { break };
-        if best.peak - floor.min(best.peak) <= best.peak / 512 {
+        if best.peak - floor <= best.peak / 512 {
             break;
         }
         let target = floor + (best.peak - floor) / 2;
@@ -99,8 +100,8 @@ fn least(scorer: &Scorer, relax: &(dyn Fn(u64) -> Option<lp::Relaxed> + Sync), a
 
 /// Sorts by bytes and drops every plan that another beats or equals in both bytes and seconds.
 fn pareto(plans: &mut Vec<Candidate>) {
-    plans.sort_by(|a, b| a.peak.cmp(&b.peak).then(a.seconds.total_cmp(&b.seconds)));
-    let mut fastest = f64::INFINITY;
+    plans.sort_by_key(|c| (c.peak, c.seconds));
+    let mut fastest = Seconds(f64::INFINITY);
     plans.retain(|c| {
         let better = c.seconds < fastest;
         fastest = fastest.min(c.seconds);
@@ -119,8 +120,8 @@ impl Ladder {
     ///
     /// # Errors
     /// [`Error::Infeasible`] with the least budget, the event that binds it and what is alive there.
-    pub fn choose(&self, costed: &Costed, budget: u64) -> Result<Rung, Error> {
-        let room = budget.saturating_sub(self.persistent);
+    pub fn choose(&self, costed: &Costed, budget: Bytes) -> Result<Rung, Error> {
+        let room = budget - self.persistent;
         let fitting = self.plans.iter().rev().filter(|c| c.peak <= room && budget >= self.persistent);
         // An arena is its peak and what packing loses.
         let mut rungs = fitting.map(|c| self.packed(costed, c));
@@ -142,11 +143,11 @@ impl Ladder {
         best
     }
 
-    /// No plan within `budget` takes fewer seconds a step than this, in this order of launches and by these costs.
-    pub fn lower_bound(&self, costed: &Costed, budget: u64) -> f64 {
-        let transient = budget.saturating_sub(self.persistent);
+    /// No plan within `budget` takes less time a step than this, in this order of launches and by these costs.
+    pub fn lower_bound(&self, costed: &Costed, budget: Bytes) -> Seconds {
+        let transient = budget - self.persistent;
         let relaxed = lp::solve(costed, &self.ways, &self.timeline, transient);
-        self.base_seconds + relaxed.map_or(0.0, |r| r.seconds)
+        self.base_seconds + relaxed.map_or(Seconds(0.0), |r| r.seconds)
     }
 
     /// The schedule that recomputes nothing.
@@ -156,7 +157,7 @@ impl Ladder {
         build(costed.facts, &decisions)
     }
 
-    fn infeasible(&self, costed: &Costed, budget: u64) -> Error {
+    fn infeasible(&self, costed: &Costed, budget: Bytes) -> Error {
         let program = costed.program;
         let Some(rung) = self.least(costed) else {
             return Error::Infeasible { budget, least: self.persistent, event: "the persistent state".into(), live: vec![] };
@@ -171,7 +172,7 @@ impl Ladder {
         let event = format!("{} ({epoch})", unit.map_or("the step", |u| u.site.as_ref()));
         let mut live = vec![("parameters, optimizer state, inputs".to_string(), self.persistent)];
         let alive = rung.schedule.instances.iter().filter(|i| i.first <= at && at <= i.last);
-        let mut transient: Vec<(String, u64)> =
+        let mut transient: Vec<(String, Bytes)> =
             alive.map(|i| (i.buffer.map_or("scratch".to_string(), |b| program.buffers[b.0 as usize].name.clone()), i.bytes)).collect();
         transient.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(&b.0)));
         live.extend(transient.into_iter().take(6));

@@ -14,6 +14,7 @@ use super::late::Ways;
 use super::search::Costed;
 use crate::graph::Epoch;
 use crate::plan::schedule::{Schedule, Slot, aligned};
+use crate::quantity::{Bytes, Seconds};
 use crate::units::BufferId;
 use good_lp::{Expression, ProblemVariables, Solution, SolverModel, Variable, constraint, default_solver, variable};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -23,15 +24,15 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 pub struct Relaxed {
     /// Kept share of each buffer that may be late.
     pub keep: HashMap<BufferId, f64>,
-    /// Seconds of recomputation: no plan needs less.
-    pub seconds: f64,
+    /// Time of recomputation: no plan needs less.
+    pub seconds: Seconds,
 }
 
 /// What the program needs whatever is decided, read off the schedule that keeps everything. Events count from the end of the
 /// forward pass on.
 pub struct Timeline {
     /// For each event: bytes alive whatever is decided, those of candidates between their first and last reads included.
-    always: Vec<u64>,
+    always: Vec<Bytes>,
     /// For each candidate that the backward pass reads directly: the event of its first read.
     first_read: HashMap<BufferId, usize>,
 }
@@ -49,8 +50,8 @@ pub fn timeline(costed: &Costed, ways: &Ways, kept: &Schedule) -> Timeline {
             }
         }
     }
-    let mut change = vec![(0u64, 0u64); kept.events.len() - start + 2];
-    let mut span = |first: usize, last: usize, bytes: u64| {
+    let mut change = vec![(Bytes(0), Bytes(0)); kept.events.len() - start + 2];
+    let mut span = |first: usize, last: usize, bytes: Bytes| {
         change[first].0 += bytes;
         change[last + 1].1 += bytes;
     };
@@ -58,8 +59,8 @@ pub fn timeline(costed: &Costed, ways: &Ways, kept: &Schedule) -> Timeline {
         span((i.first as usize).max(start) - start, i.last as usize - start, i.bytes);
     }
     reads.iter().for_each(|(b, &(first, last))| span(first, last, candidate_bytes(costed, *b)));
-    let mut live = 0;
-    let turn = |(born, died): &(u64, u64)| {
+    let mut live = Bytes(0);
+    let turn = |&(born, died): &(Bytes, Bytes)| {
         live = live + born - died;
         live
     };
@@ -67,14 +68,16 @@ pub fn timeline(costed: &Costed, ways: &Ways, kept: &Schedule) -> Timeline {
     Timeline { always, first_read: reads.into_iter().map(|(b, (first, _))| (b, first)).collect() }
 }
 
-fn candidate_bytes(costed: &Costed, b: BufferId) -> u64 {
-    aligned(costed.program.buffers[b.0 as usize].ty.bytes())
+fn candidate_bytes(costed: &Costed, b: BufferId) -> Bytes {
+    aligned(costed.program.buffers[b.0 as usize].bytes())
 }
 
-const MIB: f64 = (1 << 20) as f64;
+fn mebibytes(bytes: Bytes) -> f64 {
+    bytes.0 as f64 / (1 << 20) as f64
+}
 
 /// Solves the relaxation for a budget of transient bytes; `None` when even fractions do not fit.
-pub fn solve(costed: &Costed, ways: &Ways, timeline: &Timeline, budget: u64) -> Option<Relaxed> {
+pub fn solve(costed: &Costed, ways: &Ways, timeline: &Timeline, budget: Bytes) -> Option<Relaxed> {
     let mut vars = ProblemVariables::new();
     let keep: HashMap<BufferId, Variable> = ways.recompute.iter().map(|(b, _)| (*b, vars.add(variable().min(0).max(1)))).collect();
     let mut units: Vec<u32> = ways.recompute.iter().flat_map(|(_, w)| w.units.iter().copied()).collect();
@@ -93,12 +96,12 @@ pub fn solve(costed: &Costed, ways: &Ways, timeline: &Timeline, budget: u64) -> 
         }
     }
     // Milliseconds and mebibytes: coefficients near one keep the solver's tolerances meaningful.
-    let objective: Expression = units.iter().map(|u| 1e3 * costed.unit_seconds[*u as usize] * again[u]).sum();
+    let objective: Expression = units.iter().map(|u| 1e3 * costed.unit_seconds[*u as usize].0 * again[u]).sum();
     let mut model = vars.minimise(objective.clone()).using(default_solver).set_threads(1);
     model.set_verbose(false);
     let solution = rows.into_iter().fold(model, |m, row| m.with(row)).solve().ok()?;
     let share = keep.iter().map(|(b, v)| (*b, solution.value(*v))).collect();
-    Some(Relaxed { keep: share, seconds: (solution.eval(&objective) / 1e3).max(0.0) })
+    Some(Relaxed { keep: share, seconds: Seconds((solution.eval(&objective) / 1e3).max(0.0)) })
 }
 
 /// The waiting bytes of each stretch between two first reads, bounded by the least room of its events.
@@ -108,15 +111,15 @@ fn memory_rows(
     timeline: &Timeline,
     vars: &mut ProblemVariables,
     keep: &HashMap<BufferId, Variable>,
-    budget: u64,
+    budget: Bytes,
 ) -> Option<Vec<good_lp::Constraint>> {
-    let bytes = |b: BufferId| candidate_bytes(costed, b) as f64 / MIB;
+    let bytes = |b: BufferId| mebibytes(candidate_bytes(costed, b));
     let mut read_at: BTreeMap<usize, Vec<BufferId>> = BTreeMap::new();
     ways.recompute
         .iter()
         .filter_map(|(b, _)| timeline.first_read.get(b).map(|&t| (t, *b)))
         .for_each(|(t, b)| read_at.entry(t).or_default().push(b));
-    let room = |events: &[u64]| events.iter().max().map_or(Some(f64::INFINITY), |&most| budget.checked_sub(most).map(|r| r as f64 / MIB));
+    let room = |events: &[Bytes]| events.iter().max().map_or(Some(f64::INFINITY), |&most| budget.checked_sub(most).map(mebibytes));
     let mut rows = vec![];
     let mut end = timeline.always.len();
     let mut waiting = Expression::from(0.0);
@@ -133,7 +136,7 @@ fn memory_rows(
     let hidden = ways.recompute.iter().filter(|(b, _)| !timeline.first_read.contains_key(b));
     if let Some(&at_start) = timeline.always.first() {
         let hidden: Expression = hidden.map(|(b, _)| bytes(*b) * keep[b]).sum();
-        let room = budget.checked_sub(at_start)? as f64 / MIB;
+        let room = mebibytes(budget.checked_sub(at_start)?);
         rows.push(constraint!(waiting + hidden <= room));
     }
     Some(rows)

@@ -7,6 +7,7 @@ use super::late::{Recompute, Ways};
 use super::lp::Relaxed;
 use crate::graph::Epoch;
 use crate::plan::schedule::{Decisions, Facts, Schedule, build};
+use crate::quantity::{Bytes, Seconds};
 use crate::units::{BufferId, Program};
 use std::cmp::Ordering;
 
@@ -21,8 +22,9 @@ const FAILURES: usize = 32;
 pub struct Candidate {
     pub decisions: Decisions,
     /// Transient bytes at the worst event.
-    pub peak: u64,
-    pub seconds: f64,
+    pub peak: Bytes,
+    /// Predicted time of a step.
+    pub seconds: Seconds,
 }
 
 /// A program and what its launches cost.
@@ -30,16 +32,16 @@ pub struct Candidate {
 pub struct Costed<'a> {
     pub program: &'a Program,
     pub facts: &'a Facts,
-    /// Seconds of each unit.
-    pub unit_seconds: &'a [f64],
+    /// Predicted time of each unit.
+    pub unit_seconds: &'a [Seconds],
 }
 
 /// Scores decisions exactly.
 pub struct Scorer<'a> {
     costed: Costed<'a>,
     ways: &'a Ways,
-    /// For each candidate of [`Ways::recompute`]: seconds of its own launches, what keeping it saves at most.
-    worth: Vec<f64>,
+    /// For each candidate of [`Ways::recompute`]: the time of its own launches, what keeping it saves at most.
+    worth: Vec<Seconds>,
     /// Candidates by seconds saved per byte, best first.
     by_density: Vec<BufferId>,
 }
@@ -47,9 +49,9 @@ pub struct Scorer<'a> {
 impl<'a> Scorer<'a> {
     pub fn new(costed: Costed<'a>, ways: &'a Ways) -> Self {
         let seconds = |w: &Recompute| w.units.iter().map(|&u| costed.unit_seconds[u as usize]).sum();
-        let worth: Vec<f64> = ways.recompute.iter().map(|(_, w)| seconds(w)).collect();
-        let bytes = |b: &BufferId| costed.program.buffers[b.0 as usize].ty.bytes().max(1) as f64;
-        let mut dense: Vec<(f64, BufferId)> = ways.recompute.iter().zip(&worth).map(|((b, _), w)| (w / bytes(b), *b)).collect();
+        let worth: Vec<Seconds> = ways.recompute.iter().map(|(_, w)| seconds(w)).collect();
+        let bytes = |b: &BufferId| costed.program.buffers[b.0 as usize].bytes();
+        let mut dense: Vec<(f64, BufferId)> = ways.recompute.iter().zip(&worth).map(|((b, _), w)| (w.per_byte(bytes(b)), *b)).collect();
         dense.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
         let by_density = dense.into_iter().map(|(_, b)| b).collect();
         Scorer { costed, ways, worth, by_density }
@@ -84,13 +86,13 @@ impl<'a> Scorer<'a> {
 
     /// Flips values that are alive at the worst event until the peak fits the budget or no flip lowers the bytes above it, summed
     /// over the events. Adds every step to `met`; the last is the result.
-    pub fn shrink(&self, start: Decisions, budget: u64, met: &mut Vec<Candidate>) -> Candidate {
+    pub fn shrink(&self, start: Decisions, budget: Bytes, met: &mut Vec<Candidate>) -> Candidate {
         let (mut best, mut schedule) = self.score(start);
         met.push(best.clone());
         while best.peak > budget {
             let over = schedule.over(budget);
             // The bytes above the budget that a second buys decide.
-            let rate = |(c, s): &(Candidate, Schedule)| (over - s.over(budget)) as f64 / (c.seconds - best.seconds).max(1e-9);
+            let rate = |(c, s): &(Candidate, Schedule)| (over - s.over(budget)) as f64 / (c.seconds - best.seconds).0.max(1e-9);
             let flips = self.flips(&schedule);
             let better = flips.chunks(TRIED).find_map(|some| {
                 let tried = some.iter().map(|&b| (b, self.flipped(&best.decisions, &[b])));
@@ -121,7 +123,7 @@ impl<'a> Scorer<'a> {
             .filter_map(|i| {
                 let b = i.buffer?;
                 let known = self.ways.recompute.binary_search_by_key(&b, |(x, _)| *x).ok()?;
-                Some((self.worth[known] / i.bytes.max(1) as f64, b))
+                Some((self.worth[known].per_byte(i.bytes), b))
             })
             .collect();
         found.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
@@ -130,7 +132,7 @@ impl<'a> Scorer<'a> {
     }
 
     /// Keeps more, best seconds per byte first, as long as it fits and saves time. Adds every step to `met`; the last is the result.
-    pub fn fill(&self, from: Candidate, budget: u64, met: &mut Vec<Candidate>) -> Candidate {
+    pub fn fill(&self, from: Candidate, budget: Bytes, met: &mut Vec<Candidate>) -> Candidate {
         let mut best = from;
         let mut room = self.room(&best.decisions, budget);
         let (mut at, mut stride, mut failures) = (0, 1, 0);
@@ -154,30 +156,30 @@ impl<'a> Scorer<'a> {
     }
 
     /// For each buffer that the backward pass makes again: bytes that were free from the beginning of that pass until then.
-    fn room(&self, decisions: &Decisions, budget: u64) -> Vec<u64> {
+    fn room(&self, decisions: &Decisions, budget: Bytes) -> Vec<Bytes> {
         let schedule = build(self.costed.facts, decisions);
         let live = schedule.live();
         let late = |unit: u32| self.costed.program.units[unit as usize].epoch != Epoch::Forward;
         let start = schedule.events.iter().position(|e| e.recompute || late(e.unit)).unwrap_or(live.len());
-        let mut most = vec![0; live.len()];
+        let mut most = vec![Bytes(0); live.len()];
         for t in start..live.len() {
-            most[t] = live[t].max(if t > start { most[t - 1] } else { 0 });
+            most[t] = live[t].max(if t > start { most[t - 1] } else { Bytes(0) });
         }
-        let mut room = vec![u64::MAX; self.costed.program.buffers.len()];
+        let mut room = vec![Bytes::MAX; self.costed.program.buffers.len()];
         for i in schedule.instances.iter().filter(|i| i.recomputed) {
             let Some(b) = i.buffer.filter(|_| i.first as usize > start) else { continue };
-            room[b.0 as usize] = budget.saturating_sub(most[i.first as usize - 1]);
+            room[b.0 as usize] = budget - most[i.first as usize - 1];
         }
         room
     }
 
     /// False for what would exceed the room while it waits. What it makes superfluous is not counted, so a rare fit is missed.
-    fn fits(&self, room: &[u64], b: BufferId) -> bool {
-        self.costed.program.buffers[b.0 as usize].ty.bytes() <= room[b.0 as usize]
+    fn fits(&self, room: &[Bytes], b: BufferId) -> bool {
+        self.costed.program.buffers[b.0 as usize].bytes() <= room[b.0 as usize]
     }
 }
 
 /// By seconds, then by peak.
 pub fn compare(a: &Candidate, b: &Candidate) -> Ordering {
-    a.seconds.total_cmp(&b.seconds).then(a.peak.cmp(&b.peak))
+    a.seconds.cmp(&b.seconds).then(a.peak.cmp(&b.peak))
 }

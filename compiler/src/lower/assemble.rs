@@ -6,6 +6,7 @@ use super::row_builder::Limits;
 use super::scene::{Class, Place, Scene};
 use crate::Error;
 use crate::graph::{Epoch, Graph, NodeId, Op, TensorType, ValueId};
+use crate::quantity::{Bytes, Flops};
 use crate::units::{Buffer, BufferId, Program, Unit};
 use fp8c_kernels::program::{Access, Kernel, Mode, RowProgram, Stmt};
 use fp8c_runtime::plan::Role;
@@ -31,12 +32,12 @@ pub(super) fn assemble(scene: &Scene, graph: &Graph, groups: Vec<Group>) -> Resu
     for g in groups {
         if g.epoch == Epoch::Forward {
             again.extend(g.again(scene, Limits::default()).into_iter().map(|(n, built)| {
-                let draft = Draft { kernel: Kernel::Row(built.program), owners: built.owners, flops: 0.0 };
+                let draft = Draft { kernel: Kernel::Row(built.program), owners: built.owners, flops: Flops(0) };
                 Item { draft, nodes: vec![n], epoch: Epoch::Backward, position: n }
             }));
         }
         let position = *g.nodes.last().unwrap_or(&NodeId(0));
-        let draft = Draft { kernel: Kernel::Row(g.built.program), owners: g.built.owners, flops: 0.0 };
+        let draft = Draft { kernel: Kernel::Row(g.built.program), owners: g.built.owners, flops: Flops(0) };
         items.push(Item { draft, nodes: g.nodes, epoch: g.epoch, position });
     }
     for &n in scene.order.iter().filter(|&&n| scene.class_of(n) == Class::Kernel) {
@@ -237,9 +238,9 @@ fn physical(shape: &[u64], place: Option<&Place>) -> Vec<u64> {
 }
 
 /// Bytes that a launch reads and writes, each argument at most once each way.
-fn traffic(kernel: &Kernel) -> u64 {
+fn traffic(kernel: &Kernel) -> Bytes {
     let Kernel::Row(p) = kernel else {
-        return kernel.args().iter().map(|a| a.bytes().saturating_mul(if a.mode == Mode::Update { 2 } else { 1 })).sum();
+        return kernel.args().iter().map(|a| Bytes(a.bytes()) * if a.mode == Mode::Update { 2 } else { 1 }).sum();
     };
     let mut touched = vec![[0u64; 2]; p.args.len()];
     for s in &p.body {
@@ -252,7 +253,8 @@ fn traffic(kernel: &Kernel) -> u64 {
         let at = &mut touched[arg as usize][writes as usize];
         *at = at.saturating_add(points);
     }
-    let bytes = |(a, t): (&fp8c_kernels::program::Arg, &[u64; 2])| t.iter().map(|&n| n.min(a.elements) * a.dtype.size()).sum::<u64>();
+    let bytes =
+        |(a, t): (&fp8c_kernels::program::Arg, &[u64; 2])| t.iter().map(|&n| Bytes(a.dtype.size()) * n.min(a.elements)).sum::<Bytes>();
     p.args.iter().zip(&touched).map(bytes).sum()
 }
 

@@ -34,9 +34,9 @@ fn write_unit(out: &mut String, program: &Program, what: &str, unit: &Unit) -> s
         Epoch::Backward => "backward",
         Epoch::Update => "update",
     };
-    write!(out, "{what} {epoch} {} \"{}\" traffic {}", unit.kernel.family(), unit.site, unit.traffic)?;
-    if unit.flops > 0.0 {
-        write!(out, " flops {}", unit.flops)?;
+    write!(out, "{what} {epoch} {} \"{}\" traffic {}", unit.kernel.family(), unit.site, unit.traffic.0)?;
+    if unit.flops.0 > 0 {
+        write!(out, " flops {}", unit.flops.0)?;
     }
     writeln!(out)?;
     for (arg, b) in unit.kernel.args().iter().zip(&unit.args) {

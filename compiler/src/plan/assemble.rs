@@ -3,6 +3,7 @@
 use super::offsets::{Packing, Span};
 use super::schedule::{Schedule, Slot, aligned};
 use crate::graph::{Epoch, Graph, Init, Op, Parameter, SourceDType};
+use crate::quantity::{Bytes, Seconds};
 use crate::units::{BufferId, Program};
 use fp8c_kernels::DType;
 use fp8c_kernels::program::{Kernel, Mode};
@@ -16,14 +17,14 @@ pub struct Header {
     pub purpose: plan::Purpose,
     pub target: String,
     pub precision: String,
-    pub budget_bytes: u64,
+    pub budget: Bytes,
     pub accumulation: u32,
     pub optimizer: Option<String>,
 }
 
 /// Bytes at the bottom of the arena that persistent buffers take.
-pub fn persistent_bytes(program: &Program) -> u64 {
-    program.buffers.iter().filter(|b| b.persistent).map(|b| aligned(b.ty.bytes())).sum()
+pub fn persistent_bytes(program: &Program) -> Bytes {
+    program.buffers.iter().filter(|b| b.persistent).map(|b| aligned(b.bytes())).sum()
 }
 
 /// The transient lifetimes of a schedule, for the packer.
@@ -32,7 +33,14 @@ pub fn spans(schedule: &Schedule) -> Vec<Span> {
 }
 
 /// Writes the plan. Persistent buffers lie at the bottom in the program's order, transients above them as packed.
-pub fn assemble(graph: &Graph, program: &Program, schedule: &Schedule, packing: &Packing, unit_seconds: &[f64], header: Header) -> Plan {
+pub fn assemble(
+    graph: &Graph,
+    program: &Program,
+    schedule: &Schedule,
+    packing: &Packing,
+    unit_seconds: &[Seconds],
+    header: Header,
+) -> Plan {
     let mut a = Assembler { program, schedule, tensors: vec![], persistent: HashMap::new(), transient: vec![] };
     let bottom = a.place_persistent();
     a.place_transients(packing, bottom);
@@ -64,8 +72,8 @@ pub fn assemble(graph: &Graph, program: &Program, schedule: &Schedule, packing: 
         purpose: header.purpose,
         target: header.target,
         precision: header.precision,
-        budget_bytes: header.budget_bytes,
-        arena_bytes: bottom + packing.height,
+        budget_bytes: header.budget.0,
+        arena_bytes: (bottom + packing.height).0,
         accumulation: header.accumulation,
         kernels,
         schedule: plan::Schedule { micro: steps[..cut].to_vec(), update: steps[cut..].to_vec() },
@@ -94,32 +102,32 @@ impl Assembler<'_> {
         TensorId(self.tensors.len() as u32 - 1)
     }
 
-    fn place_persistent(&mut self) -> u64 {
+    fn place_persistent(&mut self) -> Bytes {
         let last = self.schedule.events.len().saturating_sub(1) as u32;
-        let mut offset = 0;
+        let mut end = Bytes(0);
         for (i, b) in self.program.buffers.iter().enumerate().filter(|(_, b)| b.persistent) {
-            let (dtype, shape, bytes) = (b.ty.dtype, b.ty.shape.clone(), b.ty.bytes());
+            let (dtype, shape, offset, bytes) = (b.ty.dtype, b.ty.shape.clone(), end.0, b.bytes().0);
             let tensor = Tensor { name: b.name.clone(), dtype, shape, role: b.role, tier: Tier::Device, offset, bytes, first: 0, last };
             let id = self.push(tensor);
             self.persistent.insert(BufferId(i as u32), id);
-            offset += aligned(bytes);
+            end += aligned(b.bytes());
         }
-        offset
+        end
     }
 
-    fn place_transients(&mut self, packing: &Packing, bottom: u64) {
+    fn place_transients(&mut self, packing: &Packing, bottom: Bytes) {
         for (n, instance) in self.schedule.instances.iter().enumerate() {
-            let (first, last, offset) = (instance.first, instance.last, bottom + packing.offsets[n]);
+            let (first, last, offset) = (instance.first, instance.last, (bottom + packing.offsets[n]).0);
             let tensor = match instance.buffer {
                 Some(b) => {
                     let b = &self.program.buffers[b.0 as usize];
                     let name = if instance.recomputed { format!("{}@late", b.name) } else { b.name.clone() };
-                    let (dtype, shape, bytes) = (b.ty.dtype, b.ty.shape.clone(), b.ty.bytes());
+                    let (dtype, shape, bytes) = (b.ty.dtype, b.ty.shape.clone(), b.bytes().0);
                     Tensor { name, dtype, shape, role: b.role, tier: Tier::Device, offset, bytes, first, last }
                 }
                 None => {
-                    let (name, shape) = (format!("scratch.{first}"), vec![instance.bytes]);
-                    let (dtype, role, bytes) = (DType::Bool, Role::Scratch, instance.bytes);
+                    let (name, shape) = (format!("scratch.{first}"), vec![instance.bytes.0]);
+                    let (dtype, role, bytes) = (DType::Bool, Role::Scratch, instance.bytes.0);
                     Tensor { name, dtype, shape, role, tier: Tier::Device, offset, bytes, first, last }
                 }
             };
@@ -147,7 +155,7 @@ impl Assembler<'_> {
         }
     }
 
-    fn step(&self, event: &super::schedule::Event, kernel_of: &[u32], unit_seconds: &[f64]) -> Step {
+    fn step(&self, event: &super::schedule::Event, kernel_of: &[u32], unit_seconds: &[Seconds]) -> Step {
         let unit = &self.program.units[event.unit as usize];
         let epoch = match unit.epoch {
             _ if event.recompute => StepEpoch::Recompute,
@@ -161,7 +169,7 @@ impl Assembler<'_> {
             scratch: event.scratch.map(|i| self.transient[i as usize]),
             epoch,
             site: unit.site.to_string(),
-            seconds: unit_seconds[event.unit as usize],
+            seconds: unit_seconds[event.unit as usize].0,
         }
     }
 

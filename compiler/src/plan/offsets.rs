@@ -3,12 +3,14 @@
 //! A portfolio of ordered best-fit placements, then a seeded local search over the best order. Ties break by birth, then by
 //! position: the same lifetimes give the same offsets.
 
+use crate::quantity::Bytes;
+
 /// Bytes that are needed from event `first` to event `last`, inclusive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {
     pub first: u32,
     pub last: u32,
-    pub bytes: u64,
+    pub bytes: Bytes,
 }
 
 impl Span {
@@ -20,18 +22,18 @@ impl Span {
 /// A layout: an offset for each span, and the height reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Packing {
-    pub offsets: Vec<u64>,
-    pub height: u64,
+    pub offsets: Vec<Bytes>,
+    pub height: Bytes,
 }
 
 /// A key to place spans by, smallest first.
 type Order = fn(&Span) -> (u64, u64);
 
 /// The largest number of bytes alive at once: no packing is lower.
-pub fn lower_bound(spans: &[Span]) -> u64 {
-    let mut events: Vec<(u32, bool, u64)> = spans.iter().flat_map(|s| [(s.first, true, s.bytes), (s.last + 1, false, s.bytes)]).collect();
+pub fn lower_bound(spans: &[Span]) -> Bytes {
+    let mut events: Vec<(u32, bool, Bytes)> = spans.iter().flat_map(|s| [(s.first, true, s.bytes), (s.last + 1, false, s.bytes)]).collect();
     events.sort_unstable_by_key(|&(at, starts, _)| (at, starts));
-    let (mut live, mut peak) = (0u64, 0u64);
+    let (mut live, mut peak) = (Bytes(0), Bytes(0));
     for (_, starts, bytes) in events {
         live = if starts { live + bytes } else { live - bytes };
         peak = peak.max(live);
@@ -52,11 +54,11 @@ pub fn pack(spans: &[Span]) -> Packing {
     let pairs: usize = neighbours.iter().map(Vec::len).sum();
     let rounds = (SEARCH_WORK / pairs.max(1)).min(MAX_ROUNDS);
     let orders: [Order; 5] = [
-        |s| (u64::MAX - s.bytes, u64::MAX - (s.last - s.first) as u64),
-        |s| (u64::MAX - (s.last - s.first) as u64, u64::MAX - s.bytes),
-        |s| (u64::MAX - s.bytes.saturating_mul((s.last - s.first) as u64 + 1), 0),
-        |s| (s.first as u64, u64::MAX - s.bytes),
-        |s| (u64::MAX - s.last as u64, u64::MAX - s.bytes),
+        |s| (u64::MAX - s.bytes.0, u64::MAX - (s.last - s.first) as u64),
+        |s| (u64::MAX - (s.last - s.first) as u64, u64::MAX - s.bytes.0),
+        |s| (u64::MAX - (s.bytes * ((s.last - s.first) as u64 + 1)).0, 0),
+        |s| (s.first as u64, u64::MAX - s.bytes.0),
+        |s| (u64::MAX - s.last as u64, u64::MAX - s.bytes.0),
     ];
     let mut best: Option<(Vec<u32>, Packing)> = None;
     for key in orders {
@@ -70,7 +72,7 @@ pub fn pack(spans: &[Span]) -> Packing {
             break;
         }
     }
-    let Some((order, packing)) = best else { return Packing { offsets: vec![], height: 0 } };
+    let Some((order, packing)) = best else { return Packing { offsets: vec![], height: Bytes(0) } };
     search(spans, &neighbours, order, packing, target, rounds)
 }
 
@@ -95,16 +97,16 @@ fn neighbours(spans: &[Span]) -> Vec<Vec<u32>> {
 
 /// Places spans in order, each at the lowest gap that fits among the neighbours already placed.
 fn place(spans: &[Span], neighbours: &[Vec<u32>], order: &[u32]) -> Packing {
-    let mut offsets = vec![u64::MAX; spans.len()];
-    let mut height = 0;
-    let mut taken: Vec<(u64, u64)> = vec![];
+    let mut offsets = vec![Bytes::MAX; spans.len()];
+    let mut height = Bytes(0);
+    let mut taken: Vec<(Bytes, Bytes)> = vec![];
     for &i in order {
         let bytes = spans[i as usize].bytes;
         taken.clear();
-        let placed = neighbours[i as usize].iter().filter(|&&j| offsets[j as usize] != u64::MAX);
+        let placed = neighbours[i as usize].iter().filter(|&&j| offsets[j as usize] != Bytes::MAX);
         taken.extend(placed.map(|&j| (offsets[j as usize], offsets[j as usize] + spans[j as usize].bytes)));
         taken.sort_unstable();
-        let mut at = 0;
+        let mut at = Bytes(0);
         for &(lo, hi) in &taken {
             if lo >= at + bytes {
                 break;
@@ -118,7 +120,7 @@ fn place(spans: &[Span], neighbours: &[Vec<u32>], order: &[u32]) -> Packing {
 }
 
 /// Moves spans that touch the top earlier in the order, keeping what does not get worse.
-fn search(spans: &[Span], neighbours: &[Vec<u32>], mut order: Vec<u32>, mut best: Packing, target: u64, rounds: usize) -> Packing {
+fn search(spans: &[Span], neighbours: &[Vec<u32>], mut order: Vec<u32>, mut best: Packing, target: Bytes, rounds: usize) -> Packing {
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
     let mut random = |n: usize| {
         state ^= state << 13;
@@ -159,7 +161,7 @@ mod tests {
 
     #[test]
     fn nested_lifetimes_pack_to_their_lower_bound() {
-        let spans: Vec<Span> = (0..50).map(|i| Span { first: i, last: 199 - i, bytes: 256 * (1 + i as u64 % 7) }).collect();
+        let spans: Vec<Span> = (0..50).map(|i| Span { first: i, last: 199 - i, bytes: Bytes(256) * (1 + i as u64 % 7) }).collect();
         let p = pack(&spans);
         assert!(!overlapping(&spans, &p));
         assert_eq!(p.height, lower_bound(&spans));
@@ -175,12 +177,12 @@ mod tests {
         let spans: Vec<Span> = (0..200)
             .map(|_| {
                 let first = next(100);
-                Span { first, last: first + next(20), bytes: 256 * (1 + next(64) as u64) }
+                Span { first, last: first + next(20), bytes: Bytes(256) * (1 + next(64) as u64) }
             })
             .collect();
         let p = pack(&spans);
         assert!(!overlapping(&spans, &p));
-        assert!(p.height as f64 <= 1.1 * lower_bound(&spans) as f64, "{} over {}", p.height, lower_bound(&spans));
+        assert!(p.height.0 as f64 <= 1.1 * lower_bound(&spans).0 as f64, "{} over {}", p.height, lower_bound(&spans));
         assert_eq!(p, pack(&spans));
     }
 }

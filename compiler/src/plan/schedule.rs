@@ -5,6 +5,7 @@
 //! the peak of a [`Schedule`] is what its launches need, to the byte.
 
 use crate::graph::Epoch;
+use crate::quantity::{Bytes, Seconds};
 use crate::units::{BufferId, Program};
 use fp8c_kernels::program::{Mode, ScratchFor};
 use fp8c_runtime::plan::ALIGN;
@@ -20,7 +21,7 @@ pub struct Decisions {
 pub struct Instance {
     /// `None`: scratch memory of one launch.
     pub buffer: Option<BufferId>,
-    pub bytes: u64,
+    pub bytes: Bytes,
     pub first: u32,
     pub last: u32,
     /// Made in the backward pass from a forward buffer.
@@ -68,9 +69,9 @@ pub struct Facts {
     first_touch: Vec<u32>,
     /// For each buffer: whether it has an address of its own throughout, and its bytes, aligned.
     persistent: Vec<bool>,
-    bytes: Vec<u64>,
-    /// For each unit: scratch bytes, aligned.
-    scratch: Vec<u64>,
+    bytes: Vec<Bytes>,
+    /// For each unit: scratch memory, aligned.
+    scratch: Vec<Bytes>,
     /// Buffers that are read after the step (outputs, loss, gradients).
     pinned: Vec<bool>,
 }
@@ -84,8 +85,8 @@ pub struct Touch {
 }
 
 /// Bytes rounded up to the arena's alignment.
-pub fn aligned(bytes: u64) -> u64 {
-    bytes.div_ceil(ALIGN).max(1).saturating_mul(ALIGN)
+pub fn aligned(bytes: Bytes) -> Bytes {
+    Bytes(ALIGN) * bytes.0.div_ceil(ALIGN).max(1)
 }
 
 impl Facts {
@@ -114,8 +115,8 @@ impl Facts {
         let after = program.outputs.iter().map(|(_, b)| *b).chain(program.loss).chain(program.gradients.iter().map(|(_, b)| *b));
         after.for_each(|b| pinned[b.0 as usize] = true);
         let scratch = program.units.iter().map(|u| match u.kernel.scratch_bytes(device) {
-            0 => 0,
-            bytes => aligned(bytes),
+            0 => Bytes(0),
+            bytes => aligned(Bytes(bytes)),
         });
         Facts {
             forward_writers,
@@ -123,7 +124,7 @@ impl Facts {
             touches,
             first_touch,
             persistent: program.buffers.iter().map(|b| b.persistent).collect(),
-            bytes: program.buffers.iter().map(|b| aligned(b.ty.bytes())).collect(),
+            bytes: program.buffers.iter().map(|b| aligned(b.bytes())).collect(),
             scratch: scratch.collect(),
             pinned,
         }
@@ -242,7 +243,7 @@ impl Builder<'_> {
             self.out.instances[instance as usize].last = at;
             self.out.args.push(Slot::Instance(instance));
         }
-        let scratch = (facts.scratch[unit as usize] > 0).then(|| {
+        let scratch = (facts.scratch[unit as usize] > Bytes(0)).then(|| {
             let bytes = facts.scratch[unit as usize];
             self.out.instances.push(Instance { buffer: None, bytes, first: at, last: at, recomputed: false });
             self.out.instances.len() as u32 - 1
@@ -277,15 +278,15 @@ impl Schedule {
     }
 
     /// Transient bytes alive at each event.
-    pub fn live(&self) -> Vec<u64> {
-        let mut change = vec![(0u64, 0u64); self.events.len() + 1];
+    pub fn live(&self) -> Vec<Bytes> {
+        let mut change = vec![(Bytes(0), Bytes(0)); self.events.len() + 1];
         for i in &self.instances {
             change[i.first as usize].0 += i.bytes;
             change[i.last as usize + 1].1 += i.bytes;
         }
-        let mut live = 0;
+        let mut live = Bytes(0);
         change.pop();
-        let turn = |(born, died): (u64, u64)| {
+        let turn = |(born, died): (Bytes, Bytes)| {
             live = live + born - died;
             live
         };
@@ -293,21 +294,20 @@ impl Schedule {
     }
 
     /// The largest number of transient bytes alive at one event, and the first such event.
-    pub fn peak(&self) -> (u64, u32) {
+    pub fn peak(&self) -> (Bytes, u32) {
         let worst = self.live().into_iter().zip(0u32..).max_by_key(|&(bytes, at)| (bytes, std::cmp::Reverse(at)));
-        worst.unwrap_or((0, 0))
+        worst.unwrap_or((Bytes(0), 0))
     }
 
-    /// Bytes above a budget, summed over the events.
-    pub fn over(&self, budget: u64) -> u128 {
-        self.live().into_iter().map(|bytes| bytes.saturating_sub(budget) as u128).sum()
+    /// Bytes above a budget, summed over the events: bytes times events, exact.
+    pub fn over(&self, budget: Bytes) -> u128 {
+        self.live().into_iter().map(|bytes| (bytes - budget).0 as u128).sum()
     }
 
-    /// Predicted seconds, given those of each unit; and the part spent on recomputation.
-    pub fn seconds(&self, units: &[f64]) -> (f64, f64) {
-        let total = self.events.iter().map(|e| units[e.unit as usize]).sum::<f64>();
-        let again = self.events.iter().filter(|e| e.recompute).map(|e| units[e.unit as usize]).sum::<f64>();
-        // The sum of nothing is -0.
-        (total, again + 0.0)
+    /// Predicted time, given that of each unit; and the part spent on recomputation.
+    pub fn seconds(&self, units: &[Seconds]) -> (Seconds, Seconds) {
+        let total = self.events.iter().map(|e| units[e.unit as usize]).sum();
+        let again = self.events.iter().filter(|e| e.recompute).map(|e| units[e.unit as usize]).sum();
+        (total, again)
     }
 }

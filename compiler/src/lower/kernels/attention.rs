@@ -2,6 +2,7 @@
 
 use super::{At, Draft, Fault};
 use crate::graph::{AttentionOp, ValueId};
+use crate::quantity::Flops;
 use fp8c_kernels::DType;
 use fp8c_kernels::program::{Attention, Bias, Heads, Kernel};
 
@@ -46,8 +47,9 @@ fn bias(at: At) -> Result<(Bias, ValueId), Fault> {
     Ok((Bias { dtype, elements: at.scene.elements(r.owner), batch, head, query, key }, r.owner))
 }
 
-/// The kernel of the inputs alone: results and gradients lie nowhere yet.
-fn common(at: At, a: &AttentionOp) -> Result<(Attention, Vec<ValueId>, f64), Fault> {
+/// The kernel of the inputs alone: results and gradients lie nowhere yet. With the operations of one of its products, for each
+/// element of depth.
+fn common(at: At, a: &AttentionOp) -> Result<(Attention, Vec<ValueId>, Flops), Fault> {
     let graph = at.scene.graph();
     let dtype = graph.ty(at.inputs()[0]).dtype;
     if (1..3).any(|i| graph.ty(at.inputs()[i]).dtype != dtype) {
@@ -76,29 +78,28 @@ fn common(at: At, a: &AttentionOp) -> Result<(Attention, Vec<ValueId>, f64), Fau
         o: q,
         grads: [q, q, k, v],
     };
-    // Half of the positions are masked by a causal mask; a window leaves `window` keys to a query.
-    let keys = match (a.mask.window, a.mask.causal) {
-        (Some(w), _) => w.min(ks[2]) as f64,
-        (None, true) => ks[2] as f64 / 2.0,
-        (None, false) => ks[2] as f64,
+    // A window leaves `window` keys to a query; a causal mask leaves half of them, one operation a key instead of two.
+    let query = match (a.mask.window, a.mask.causal) {
+        (Some(w), _) => Flops::of_loops(&[w.min(ks[2])]),
+        (None, true) => Flops(ks[2]),
+        (None, false) => Flops::of_loops(&[ks[2]]),
     };
-    let pairs = (qs[0] * qs[1] * qs[2]) as f64 * keys;
-    Ok((attention, owners, pairs))
+    Ok((attention, owners, query * qs[0] * qs[1] * qs[2]))
 }
 
 pub(super) fn forward(at: At, a: &AttentionOp) -> Result<Draft, Fault> {
-    let (mut kernel, mut owners, pairs) = common(at, a)?;
+    let (mut kernel, mut owners, per_depth) = common(at, a)?;
     let (o, o_owner) = result(at, 0);
     kernel.o = o;
     kernel.grads = [o, kernel.q, kernel.k, kernel.v];
     owners.extend([o_owner, at.result(1)?]);
-    let flops = 2.0 * pairs * (kernel.depth + kernel.v_depth) as f64;
+    let flops = per_depth * (kernel.depth + kernel.v_depth);
     Ok(Draft { kernel: Kernel::Attention(kernel), owners, flops })
 }
 
 /// Inputs q, k, v, \[bias\], o, lse, do; results dq, dk, dv.
 pub(super) fn backward(at: At, a: &AttentionOp) -> Result<Draft, Fault> {
-    let (mut kernel, mut owners, pairs) = common(at, a)?;
+    let (mut kernel, mut owners, per_depth) = common(at, a)?;
     let first = 3 + a.bias as usize;
     let (o, o_owner) = heads(at, first)?;
     let lse = at.whole(first + 1)?;
@@ -107,6 +108,6 @@ pub(super) fn backward(at: At, a: &AttentionOp) -> Result<Draft, Fault> {
     (kernel.o, kernel.grads) = (o, [go, dq, dk, dv]);
     owners.extend([o_owner, lse, go_owner, dq_owner, dk_owner, dv_owner]);
     // Scores again, dp, dq, dk over the depth of q; dv and dp over that of v.
-    let flops = 2.0 * pairs * (3 * kernel.depth + 2 * kernel.v_depth) as f64;
+    let flops = per_depth * (3 * kernel.depth + 2 * kernel.v_depth);
     Ok(Draft { kernel: Kernel::AttentionGrad(kernel), owners, flops })
 }

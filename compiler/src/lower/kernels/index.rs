@@ -2,6 +2,7 @@
 
 use super::{At, Draft, Fault};
 use crate::graph::infer::as_matrix;
+use crate::quantity::Flops;
 use fp8c_kernels::program::{Kernel, Layout, Quantize, Scan, ScatterAdd};
 
 /// Inputs source `[o, j, i]` and index; result `[o, extent, i]`.
@@ -21,14 +22,14 @@ pub(super) fn put_add(at: At, extent: u64) -> Result<Draft, Fault> {
         accumulate: false,
     };
     let owners = vec![at.whole(0)?, at.whole(1)?, at.result(0)?];
-    Ok(Draft { kernel: Kernel::ScatterAdd(kernel), owners, flops: 0.0 })
+    Ok(Draft { kernel: Kernel::ScatterAdd(kernel), owners, flops: Flops(0) })
 }
 
 pub(super) fn cum_sum(at: At, axis: usize, exclusive: bool, reverse: bool) -> Result<Draft, Fault> {
     let ty = at.scene.graph().ty(at.inputs()[0]);
     let (outer, inner) = (ty.shape[..axis].iter().product(), ty.shape[axis + 1..].iter().product());
     let kernel = Scan { outer, extent: ty.shape[axis], inner, exclusive, reverse, dtype: ty.dtype };
-    Ok(Draft { kernel: Kernel::Scan(kernel), owners: vec![at.whole(0)?, at.result(0)?], flops: 0.0 })
+    Ok(Draft { kernel: Kernel::Scan(kernel), owners: vec![at.whole(0)?, at.result(0)?], flops: Flops(0) })
 }
 
 pub(super) fn quantize(at: At, layout: Layout, power_of_two: bool) -> Result<Draft, Fault> {
@@ -39,5 +40,5 @@ pub(super) fn quantize(at: At, layout: Layout, power_of_two: bool) -> Result<Dra
         owners.push(at.result(i)?);
     }
     let kernel = Quantize { rows, cols, source: ty.dtype, layout, power_of_two };
-    Ok(Draft { kernel: Kernel::Quantize(kernel), owners, flops: 0.0 })
+    Ok(Draft { kernel: Kernel::Quantize(kernel), owners, flops: Flops(0) })
 }

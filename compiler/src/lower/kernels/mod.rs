@@ -10,6 +10,7 @@ use super::access::row_major;
 use super::scene::Scene;
 use crate::Error;
 use crate::graph::{NodeId, Op, ValueId};
+use crate::quantity::Flops;
 use fp8c_kernels::program::Kernel;
 
 /// One launch, its arguments by the values that own their buffers.
@@ -17,8 +18,7 @@ use fp8c_kernels::program::Kernel;
 pub(super) struct Draft {
     pub kernel: Kernel,
     pub owners: Vec<ValueId>,
-    /// Multiply-adds times two.
-    pub flops: f64,
+    pub flops: Flops,
 }
 
 /// Why a node has no kernel as it stands.

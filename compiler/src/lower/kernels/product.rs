@@ -5,6 +5,7 @@ use crate::graph::{NodeId, Op, ValueId};
 use crate::lower::absorb::{Tail, tail};
 use crate::lower::access::row_major;
 use crate::lower::places::reshaped;
+use crate::quantity::Flops;
 use fp8c_kernels::DType;
 use fp8c_kernels::program::{Contract, Epilogue, Kernel, Matrix, ScaleGroup, ScaledContract};
 
@@ -44,7 +45,7 @@ pub(super) fn dense(at: At, trans_a: bool, trans_b: bool) -> Result<Draft, Fault
     let (a, a_owner) = operand(product, 0, batch, trans_a)?;
     let (b, b_owner) = operand(product, 1, batch, trans_b)?;
     let (c, c_owner) = result(at, shape, parts.c)?;
-    let flops = 2.0 * shape.iter().product::<u64>() as f64 * k as f64;
+    let flops = Flops::of_loops(shape) * k;
     let mut contract = Contract { batch: batch.to_vec(), m, n, k, a, b, c, epilogue: parts.epilogue };
     simplify(&mut contract);
     let owners = [a_owner, b_owner].into_iter().chain(parts.bias).chain([c_owner]).collect();
@@ -144,5 +145,5 @@ pub(super) fn scaled(at: At, block_b: bool) -> Result<Draft, Fault> {
     owners.push(at.result(0)?);
     let b_scales = if block_b { ScaleGroup::Block } else { ScaleGroup::Row };
     let kernel = Kernel::ScaledContract(ScaledContract { m, n, k, b_scales, c: parts.c, epilogue: parts.epilogue });
-    Ok(Draft { kernel, owners, flops: 2.0 * m as f64 * n as f64 * k as f64 })
+    Ok(Draft { kernel, owners, flops: Flops::of_loops(&[m, n, k]) })
 }

@@ -5,6 +5,7 @@
 use super::{At, Draft, Fault};
 use crate::graph::{Op, ValueId};
 use crate::lower::tidy::tidy;
+use crate::quantity::Flops;
 use fp8c_kernels::program::{Access, Arg, Binary, Kernel, Kind, Literal, Mode, RowProgram, Stmt, Unary, Var};
 use fp8c_runtime::plan::Control;
 
@@ -105,7 +106,7 @@ impl<'s, 'a> Update<'s, 'a> {
 
     fn draft(self, row_dims: u32) -> Draft {
         let program = RowProgram { space: vec![self.elements], row_dims, args: self.args, body: self.body };
-        Draft { kernel: Kernel::Row(tidy(program)), owners: self.owners, flops: 0.0 }
+        Draft { kernel: Kernel::Row(tidy(program)), owners: self.owners, flops: Flops(0) }
     }
 }
 

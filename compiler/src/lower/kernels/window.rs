@@ -2,6 +2,7 @@
 
 use super::{At, Draft, Fault};
 use crate::graph::ConvOp;
+use crate::quantity::Flops;
 use fp8c_kernels::DType;
 use fp8c_kernels::program::{Conv, ConvPass, Kernel, Pool, PoolOp, Window};
 
@@ -35,7 +36,7 @@ fn draft(at: At, c: &ConvOp, o: Operands) -> Result<Draft, Fault> {
     let kernel = Conv { pass: o.pass, batch, cin, cout, groups: c.groups, window: c.window, bias, dtype: c.dtype, weight };
     let [oh, ow] = c.window.output;
     let taps = cin / c.groups.max(1) * c.window.kernel[0] * c.window.kernel[1];
-    let flops = 2.0 * (batch * cout * oh * ow) as f64 * taps as f64;
+    let flops = Flops::of_loops(&[batch, cout, oh, ow, taps]);
     Ok(Draft { kernel: Kernel::Conv(kernel), owners, flops })
 }
 
@@ -57,5 +58,5 @@ pub(super) fn pool(at: At, op: PoolOp, window: Window, backward: bool) -> Result
     let mut owners = (0..at.inputs().len()).map(|i| at.whole(i)).collect::<Result<Vec<_>, _>>()?;
     owners.push(at.result(0)?);
     let kernel = Pool { op, backward, planes: shape[0] * shape[1], window, dtype: at.scene.graph().ty(v).dtype };
-    Ok(Draft { kernel: Kernel::Pool(kernel), owners, flops: 0.0 })
+    Ok(Draft { kernel: Kernel::Pool(kernel), owners, flops: Flops(0) })
 }

@@ -105,7 +105,7 @@ fn fusion_saves_most_of_the_launches_and_half_of_the_traffic() {
     let [fused, plain] = [true, false].map(|fuse| lower(&joint, Options { fuse, ..Options::default() }).unwrap());
     let rows = |p: &Program| -> Vec<u64> {
         let row = |u: &&crate::units::Unit| u.kernel.family() == "row" && u.epoch != Epoch::Update;
-        p.units.iter().filter(row).map(|u| u.traffic).collect()
+        p.units.iter().filter(row).map(|u| u.traffic.0).collect()
     };
     let (f, p) = (rows(&fused), rows(&plain));
     assert!(3 * f.len() < p.len(), "{} of {} launches", f.len(), p.len());
