@@ -120,9 +120,7 @@ impl Whole<'_> {
         };
         let mut local: HashMap<ValueId, ValueId> = HashMap::new();
         for &v in members.iter().flat_map(|&n| &self.graph.nodes[n].inputs).filter(|v| !made.contains(v)) {
-            if !local.contains_key(&v) {
-                local.insert(v, s.source(self.graph, v));
-            }
+            local.entry(v).or_insert_with(|| s.source(self.graph, v));
         }
         for &n in &members {
             let node = &self.graph.nodes[n];

@@ -87,7 +87,7 @@ const UNPACKING_SMALL: Blocking = Blocking { m: 64, n: 64, warps: [2, 4], stages
 
 fn blocking(arch: Arch, k: &ScaledContract) -> Blocking {
     let shape = Blocking::choose(1, k.m, k.n);
-    let ragged = k.b_scales == ScaleGroup::Row && (k.m % UNPACKING.m as u64 != 0 || k.n % UNPACKING.n as u64 != 0);
+    let ragged = k.b_scales == ScaleGroup::Row && !(k.m.is_multiple_of(UNPACKING.m as u64) && k.n.is_multiple_of(UNPACKING.n as u64));
     match (arch, shape.n > UNPACKING.n) {
         (Arch::Sm89, _) => shape,
         (Arch::Sm90a, true) if !ragged => UNPACKING,
