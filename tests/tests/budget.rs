@@ -1,12 +1,17 @@
 //! The budget is a guarantee, and changes nothing but time.
 
 use fp8c::Error;
+use fp8c::cost::DeviceProfile;
+use fp8c::decide::search::Costed;
+use fp8c::plan::assemble::persistent_bytes;
+use fp8c::plan::schedule::Facts;
 use fp8c::precision::Precision;
 use fp8c::quantity::Bytes;
+use fp8c_kernels::program::ScratchFor;
 use fp8c_runtime::data::{Loader, Order};
 use fp8c_runtime::hyper::Hyper;
 use fp8c_runtime::session::Batch;
-use fp8c_tests::{compiled, options, plan_file, session, text};
+use fp8c_tests::{THREADS, compiled, options, plan_file, session, text};
 
 const CASE: &str = "gpt2";
 const BUDGETS: u64 = 6;
@@ -56,5 +61,24 @@ fn one_byte_below_the_least_budget_is_refused_with_its_size() {
             assert!(!event.is_empty() && live.len() > 1, "the binding event and what is alive there are named");
         }
         other => panic!("not refused: {other:?}"),
+    }
+}
+
+#[test]
+fn no_plan_is_faster_than_the_bound_at_its_own_bytes() {
+    for (case, precision) in [("gpt2", Precision::Fp8), ("bert", Precision::F32), ("llama23", Precision::Bf16)] {
+        let c = compiled(case, &options(precision, Some(1 << 40))).expect("the model compiles");
+        let facts = Facts::new(&c.program, ScratchFor::Cpu { threads: THREADS });
+        let seconds = DeviceProfile::of("cpu").expect("the CPU has a profile").all(&c.program);
+        let costed = Costed { program: &c.program, facts: &facts, unit_seconds: &seconds };
+        assert!(c.ladder.plans.len() > 3, "{} plans", c.ladder.plans.len());
+        for pair in c.ladder.plans.windows(2) {
+            assert!(pair[0].peak < pair[1].peak && pair[0].seconds > pair[1].seconds, "each plan is the best for some budget");
+        }
+        for plan in &c.ladder.plans {
+            let bound = c.ladder.lower_bound(&costed, persistent_bytes(&c.program) + plan.peak).0;
+            // The solver's tolerance, nothing more: a bound that is none would be above by whole launches.
+            assert!(bound <= plan.seconds.0 * (1.0 + 1e-6), "{case}: bound {bound} above {:?} at {:?}", plan.seconds, plan.peak);
+        }
     }
 }
