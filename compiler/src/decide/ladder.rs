@@ -6,12 +6,12 @@
 
 use super::late::{Ways, ways};
 use super::lp::{self, Timeline};
-use super::search::{Candidate, Costed, Scorer, compare};
+use super::search::{Candidate, Costed, Scorer};
 use crate::Error;
 use crate::graph::Epoch;
 use crate::plan::assemble::{persistent_bytes, spans};
 use crate::plan::offsets::{Packing, pack};
-use crate::plan::schedule::{Decisions, Schedule, build};
+use crate::plan::schedule::{Schedule, build};
 use crate::quantity::{Bytes, Seconds};
 use rayon::prelude::*;
 
@@ -85,7 +85,7 @@ fn least(scorer: &Scorer, relax: &(dyn Fn(Bytes) -> Option<lp::Relaxed> + Sync),
     let mut met: Vec<Candidate> = paths.collect::<Vec<_>>().into_iter().flatten().collect();
     met.push(all.clone());
     for _ in 0..HALVINGS {
-        let Some(best) = met.iter().min_by(|a, b| a.peak.cmp(&b.peak).then(compare(a, b))).cloned() else { break };
+        let Some(best) = met.iter().min_by_key(|c| (c.peak, c.seconds)).cloned() else { break };
         if best.peak - floor <= best.peak / 512 {
             break;
         }
@@ -152,9 +152,7 @@ impl Ladder {
 
     /// The schedule that recomputes nothing.
     pub fn everything_kept(&self, costed: &Costed) -> Schedule {
-        let mut decisions = Decisions { keep: vec![false; costed.program.buffers.len()] };
-        self.ways.recompute.iter().for_each(|(b, _)| decisions.keep[b.0 as usize] = true);
-        build(costed.facts, &decisions)
+        build(costed.facts, &self.ways.uniform(costed.program, true))
     }
 
     fn infeasible(&self, costed: &Costed, budget: Bytes) -> Error {

@@ -11,7 +11,7 @@
 //! ```
 
 use crate::graph::Epoch;
-use crate::plan::schedule::Facts;
+use crate::plan::schedule::{Decisions, Facts};
 use crate::units::{BufferId, Program};
 use egg::{Applier, EGraph, FromOp, FromOpError, Id, Language, Pattern, PatternAst, Rewrite, Runner, Subst, Symbol, Var};
 
@@ -93,6 +93,15 @@ pub struct Ways {
     pub recompute: Vec<(BufferId, Recompute)>,
     /// Size of the saturated e-graph, for reports: classes and nodes.
     pub size: (usize, usize),
+}
+
+impl Ways {
+    /// Nothing kept, or everything that can be.
+    pub fn uniform(&self, program: &Program, keep: bool) -> Decisions {
+        let mut decisions = Decisions { keep: vec![false; program.buffers.len()] };
+        self.recompute.iter().for_each(|(b, _)| decisions.keep[b.0 as usize] = keep);
+        decisions
+    }
 }
 
 /// Saturates the e-graph of a program and reads off the ways.

@@ -9,7 +9,6 @@ use crate::graph::Epoch;
 use crate::plan::schedule::{Decisions, Facts, Schedule, build};
 use crate::quantity::{Bytes, Seconds};
 use crate::units::{BufferId, Program};
-use std::cmp::Ordering;
 
 /// Flips scored exactly before the best of them is taken.
 const TRIED: usize = 10;
@@ -66,9 +65,7 @@ impl<'a> Scorer<'a> {
 
     /// Nothing kept, or everything that can be.
     pub fn uniform(&self, keep: bool) -> Decisions {
-        let mut decisions = Decisions { keep: vec![false; self.costed.program.buffers.len()] };
-        self.ways.recompute.iter().for_each(|(b, _)| decisions.keep[b.0 as usize] = keep);
-        decisions
+        self.ways.uniform(self.costed.program, keep)
     }
 
     /// What a relaxation keeps for the most part.
@@ -92,11 +89,14 @@ impl<'a> Scorer<'a> {
         while best.peak > budget {
             let over = schedule.over(budget);
             // The bytes above the budget that a second buys decide.
-            let rate = |(c, s): &(Candidate, Schedule)| (over - s.over(budget)) as f64 / (c.seconds - best.seconds).0.max(1e-9);
+            let rate = |(c, s): &(Candidate, Schedule)| {
+                let less = over.saturating_sub(s.over(budget));
+                (less > 0).then(|| less as f64 / (c.seconds - best.seconds).0.max(1e-9))
+            };
             let flips = self.flips(&schedule);
             let better = flips.chunks(TRIED).find_map(|some| {
                 let tried = some.iter().map(|&b| (b, self.flipped(&best.decisions, &[b])));
-                let mut less: Vec<_> = tried.filter(|(_, (_, s))| s.over(budget) < over).map(|(b, s)| (rate(&s), b, s)).collect();
+                let mut less: Vec<_> = tried.filter_map(|(b, s)| Some((rate(&s)?, b, s))).collect();
                 less.sort_by(|a, b| b.0.total_cmp(&a.0));
                 (!less.is_empty()).then_some(less)
             });
@@ -104,7 +104,7 @@ impl<'a> Scorer<'a> {
             let together: Vec<BufferId> = better.iter().map(|(_, b, _)| *b).take(self.stride()).collect();
             let Some((first_rate, _, first)) = better.into_iter().next() else { break };
             let several = (together.len() > 1).then(|| self.flipped(&best.decisions, &together));
-            (best, schedule) = several.filter(|s| s.1.over(budget) < over && rate(s) >= 0.9 * first_rate).unwrap_or(first);
+            (best, schedule) = several.filter(|s| rate(s).is_some_and(|r| r >= 0.9 * first_rate)).unwrap_or(first);
             met.push(best.clone());
         }
         best
@@ -134,17 +134,17 @@ impl<'a> Scorer<'a> {
     /// Keeps more, best seconds per byte first, as long as it fits and saves time. Adds every step to `met`; the last is the result.
     pub fn fill(&self, from: Candidate, budget: Bytes, met: &mut Vec<Candidate>) -> Candidate {
         let mut best = from;
-        let mut room = self.room(&best.decisions, budget);
+        let mut room = self.room(&build(self.costed.facts, &best.decisions), budget);
         let (mut at, mut stride, mut failures) = (0, 1, 0);
         while at < self.by_density.len() && failures < FAILURES {
             let some = &self.by_density[at..(at + stride).min(self.by_density.len())];
             let more: Vec<BufferId> = some.iter().copied().filter(|&b| !best.decisions.keep[b.0 as usize] && self.fits(&room, b)).collect();
-            let next = (!more.is_empty()).then(|| self.flipped(&best.decisions, &more).0);
+            let next = (!more.is_empty()).then(|| self.flipped(&best.decisions, &more));
             match next {
-                Some(next) if next.peak <= budget && compare(&next, &best) == Ordering::Less => {
+                Some((next, schedule)) if next.peak <= budget && (next.seconds, next.peak) < (best.seconds, best.peak) => {
                     best = next;
                     met.push(best.clone());
-                    room = self.room(&best.decisions, budget);
+                    room = self.room(&schedule, budget);
                     (at, stride, failures) = (at + stride, (2 * stride).min(self.stride()), 0);
                 }
                 Some(_) if more.len() > 1 => stride = 1,
@@ -156,8 +156,7 @@ impl<'a> Scorer<'a> {
     }
 
     /// For each buffer that the backward pass makes again: bytes that were free from the beginning of that pass until then.
-    fn room(&self, decisions: &Decisions, budget: Bytes) -> Vec<Bytes> {
-        let schedule = build(self.costed.facts, decisions);
+    fn room(&self, schedule: &Schedule, budget: Bytes) -> Vec<Bytes> {
         let live = schedule.live();
         let late = |unit: u32| self.costed.program.units[unit as usize].epoch != Epoch::Forward;
         let start = schedule.events.iter().position(|e| e.recompute || late(e.unit)).unwrap_or(live.len());
@@ -177,9 +176,4 @@ impl<'a> Scorer<'a> {
     fn fits(&self, room: &[Bytes], b: BufferId) -> bool {
         self.costed.program.buffers[b.0 as usize].bytes() <= room[b.0 as usize]
     }
-}
-
-/// By seconds, then by peak.
-pub fn compare(a: &Candidate, b: &Candidate) -> Ordering {
-    a.seconds.cmp(&b.seconds).then(a.peak.cmp(&b.peak))
 }
