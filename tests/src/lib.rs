@@ -1,5 +1,7 @@
 //! What the end-to-end tests share: the models of `testdata`, compiled and trained through the libraries.
 
+pub mod hostile;
+
 use fp8c::Error;
 use fp8c::compile::{CompileOptions, Compiled, compile};
 use fp8c::decide::policy::Policy;

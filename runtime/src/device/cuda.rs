@@ -3,7 +3,7 @@
 //! The driver path compiles and reports the lack of a driver or a GPU; it has not run on one in this project's tests, which have
 //! none. What it does is what the plan says: one allocation, one module for each kernel, launches in order on one stream.
 
-use super::{DeviceInfo, reach};
+use super::{DeviceInfo, ptx, reach};
 use crate::Error;
 use crate::plan::{Plan, PlanFile, Step, TensorId};
 use cudarc::driver::result::{self, DriverError};
@@ -181,6 +181,11 @@ impl CudaDevice {
         for k in &file.plan().kernels {
             let fault = |what: &str| Error::Device(format!("kernel {} {what}", k.name));
             let text = file.ptx(&k.name, arch).ok_or_else(|| fault("has no PTX in the plan file"))?;
+            let arguments = k.kernel.args().len();
+            k.launches[arch]
+                .iter()
+                .try_for_each(|l| ptx::check_entry(text, &l.entry, arguments))
+                .map_err(|e| fault(&format!("cannot run: {e}")))?;
             let text = CString::new(text).map_err(|_| fault("has PTX with a zero byte"))?;
             // SAFETY: the text is terminated by a zero byte and outlives the call.
             let module = unsafe { result::module::load_data(text.as_ptr().cast()) };
@@ -270,7 +275,8 @@ impl CudaDevice {
         for s in &mut self.steps[positions.clone()] {
             let mut params: Vec<*mut c_void> = s.args.iter_mut().map(|a| std::ptr::from_mut(a).cast()).collect();
             for l in &s.launches {
-                // SAFETY: the entry takes one 64-bit address for each argument, as `Launch` states; the addresses lie inside the arena.
+                // SAFETY: the entry takes one 64-bit address for each argument, as `load` has read in its text; the addresses lie inside
+                // the arena.
                 // The driver copies the parameters before it returns.
                 unsafe { result::launch_kernel(l.function, l.grid, l.block, l.shared, self.stream, &mut params) }
                     .map_err(failed(&format!("launching {}", s.site)))?;

@@ -5,6 +5,7 @@
 mod cpu;
 mod cuda;
 mod memory;
+mod ptx;
 
 use crate::Error;
 use crate::plan::{ALIGN, PlanFile, TensorId};
