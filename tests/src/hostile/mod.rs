@@ -1,0 +1,3 @@
+//! Files that anyone may send: for each kind a function that must return whatever bytes it is given.
+
+pub mod plan;
