@@ -16,6 +16,7 @@ use fp8c::import::new::{Family, Request, Sizes, new};
 use fp8c::import::{ImportOptions, json};
 use fp8c::precision::Precision;
 use fp8c_runtime::plan::{Plan, verify};
+use serde_json::Value;
 use std::collections::HashMap;
 use std::sync::OnceLock;
 
@@ -44,14 +45,46 @@ pub fn plan(data: &[u8]) {
     outcome(data);
 }
 
-/// As [`plan`], with what became of the input.
-pub fn outcome(data: &[u8]) -> Outcome {
+/// The plan that an input chooses, as it was and bent.
+fn chosen(data: &[u8]) -> (&'static Base, Plan) {
     let mut choices = Choices::new(data);
     let base = &bases()[choices.below(bases().len())];
     let mut bent = base.plan.clone();
     for _ in 0..1 + choices.below(4) {
         bend(&mut bent, &mut choices);
     }
+    (base, bent)
+}
+
+/// What an input bends, one change a line.
+pub fn describe(data: &[u8]) -> String {
+    let (base, bent) = chosen(data);
+    let mut lines = vec![];
+    let json = |plan: &Plan| serde_json::to_value(plan).unwrap_or_default();
+    differences(&json(&base.plan), &json(&bent), &mut String::new(), &mut lines);
+    lines.join("\n")
+}
+
+fn differences(a: &Value, b: &Value, at: &mut String, out: &mut Vec<String>) {
+    let mut inside = |key: &str, a: &Value, b: &Value| {
+        let length = at.len();
+        at.push('/');
+        at.push_str(key);
+        differences(a, b, at, out);
+        at.truncate(length);
+    };
+    match (a, b) {
+        (Value::Object(a), Value::Object(b)) if a.keys().eq(b.keys()) => a.iter().for_each(|(k, x)| inside(k, x, &b[k])),
+        (Value::Array(a), Value::Array(b)) if a.len() == b.len() => (0..a.len()).for_each(|i| inside(&i.to_string(), &a[i], &b[i])),
+        (Value::Array(a), Value::Array(b)) => out.push(format!("{at}: {} entries, now {}", a.len(), b.len())),
+        _ if a == b => {}
+        _ => out.push(format!("{at}: {a}, now {b}")),
+    }
+}
+
+/// As [`plan`], with what became of the input.
+pub fn outcome(data: &[u8]) -> Outcome {
+    let (base, bent) = chosen(data);
     match verify(&bent) {
         Err(reason) => {
             assert!(!reason.is_empty());
