@@ -141,14 +141,20 @@ fn a_part_of_a_tensor_is_not_the_tensor() {
 
 #[test]
 fn scratch_memory_is_no_data() {
-    let scratch = |p: &Plan| p.schedule.micro[0].scratch.unwrap();
     let read = refused(|p| {
-        let id = scratch(p);
-        let error = p.tensors[8].clone();
-        p.tensors[id.0 as usize] = Tensor { role: Role::Scratch, offset: p.tensors[id.0 as usize].offset, ..error };
+        let id = p.schedule.micro[0].scratch.unwrap();
+        let offset = p.tensors[id.0 as usize].offset;
+        p.tensors[id.0 as usize] = Tensor { role: Role::Scratch, offset, ..p.tensors[8].clone() };
         p.schedule.micro[1].args[0] = id;
+        p.target = "sm_90a".into();
+        p.arena_bytes = top(p);
     });
-    assert!(read.contains("scratch memory and an argument") || read.contains("arena"), "{read}");
+    assert!(read.contains("scratch memory and an argument"), "{read}");
+}
+
+/// What a plan's tensors need.
+fn top(p: &Plan) -> u64 {
+    p.tensors.iter().map(|t| (t.offset + t.bytes.max(1)).next_multiple_of(ALIGN)).max().unwrap()
 }
 
 #[test]
@@ -156,10 +162,6 @@ fn a_tensor_has_one_owner() {
     assert!(refused(|p| p.parameters[0].gradient = Some(p.parameters[0].tensor)).contains("two owners"));
     assert!(refused(|p| p.parameters[0].gradient = Some(p.parameters[0].state[0])).contains("two owners"));
     assert!(refused(|p| p.parameters[0].state[1] = p.parameters[0].state[0]).contains("two owners"));
-    assert!(
-        refused(|p| p.parameters[0].decay = None).contains("only the trainer may")
-            || refused(|p| p.parameters[0].decay = None).contains("state")
-    );
     assert!(refused(|p| p.outputs[0].tensor = TensorId(8)).contains("output"));
     assert!(refused(|p| p.parameters.clear()).contains("belongs to nothing"));
     assert!(refused(|p| (p.inputs[0].tensor, p.inputs[1].tensor) = (TensorId(1), TensorId(0))).contains("input x"));
@@ -188,7 +190,7 @@ fn each_trained_parameter_is_updated_once_and_read_before() {
         p.tensors[8].last = 5;
         p.tensors.truncate(10);
         p.schedule.micro.iter_mut().for_each(|s| s.scratch = None);
-        p.arena_bytes = p.tensors.iter().map(|t| (t.offset + t.bytes).next_multiple_of(ALIGN)).max().unwrap();
+        p.arena_bytes = top(p);
     });
     assert!(late.contains("tensor w is used after its update"), "{late}");
 }
@@ -234,7 +236,7 @@ fn a_plan_for_a_gpu_needs_no_scratch_memory() {
     plan.target = "sm_90a".into();
     plan.schedule.micro.iter_mut().chain(&mut plan.schedule.update).for_each(|s| s.scratch = None);
     plan.tensors.retain(|t| t.role != Role::Scratch);
-    plan.arena_bytes = plan.tensors.iter().map(|t| (t.offset + t.bytes).next_multiple_of(ALIGN)).max().unwrap();
+    plan.arena_bytes = top(&plan);
     verify(&plan).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let file = opened(&plan, folder.path());
@@ -263,7 +265,7 @@ fn a_hostile_plan_of_many_steps_and_parts_is_refused_in_time() {
     let step = Step { kernel: 5, args: vec![id], ..plan.schedule.micro[0].clone() };
     plan.schedule.micro.extend(vec![step; n]);
     plan.tensors.iter_mut().filter(|t| t.last == 4).for_each(|t| t.last += n as u32);
-    let offset = plan.tensors.iter().map(|t| (t.offset + t.bytes).next_multiple_of(ALIGN)).max().unwrap();
+    let offset = top(&plan);
     plan.tensors.push(Tensor {
         name: "parts".into(),
         shape: vec![1 << 16],
