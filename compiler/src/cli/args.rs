@@ -138,7 +138,7 @@ pub struct Compile {
     /// Prints a stage instead of writing a plan.
     #[arg(long, value_enum)]
     pub emit: Option<EmitArg>,
-    /// CPU threads to plan scratch memory for; default: all.
+    /// CPU threads to plan scratch memory for, where the target is a CPU; default: 8.
     #[arg(long)]
     pub threads: Option<usize>,
 }

@@ -3,7 +3,7 @@
 use super::args::{Check, Compile, EmitArg, ModelArgs, OptimizerArg, PrecisionArg, ScaleArg, StateArg};
 use super::failure::Failure;
 use super::{Done, Output};
-use crate::compile::{CompileOptions, Compiled, compile as run_compile, stages};
+use crate::compile::{CompileOptions, Compiled, THREADS, compile as run_compile, stages};
 use crate::cost::DeviceProfile;
 use crate::decide::policy::Policy;
 use crate::differentiate::Optimizer;
@@ -110,7 +110,7 @@ fn options(a: &Compile) -> Result<CompileOptions, Failure> {
         OptimizerArg::Lion => Optimizer::Lion,
     };
     let policy = a.precision_policy.as_deref().map(Policy::read).transpose()?.unwrap_or_default();
-    let threads = a.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get())).clamp(1, 1024);
+    let threads = a.threads.unwrap_or(THREADS).clamp(1, 1024);
     Ok(CompileOptions {
         import: import_options(&a.model)?,
         budget: a.mem,

@@ -70,6 +70,7 @@ impl From<Error> for Failure {
                 (format!("{path}: {reason}"), Some("export the model again; `fp8c check MODEL` tells whether it can be compiled".into()), 1)
             }
             Error::Io { .. } => (e.to_string(), Some(PATH_HINT.into()), 1),
+            Error::Solver(_) => (e.to_string(), Some("try another --mem; please report this with the model".into()), 1),
             other => (other.to_string(), Some("`fp8c check MODEL` lists what a model needs".into()), 1),
         };
         Failure { message, hint, status }
