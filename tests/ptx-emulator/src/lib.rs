@@ -17,7 +17,7 @@ mod ops;
 mod parse;
 mod warp;
 
-pub use global::Global;
+pub use global::{Access, Global};
 pub use memory::{Buffer, Contents};
 pub use parse::Program;
 

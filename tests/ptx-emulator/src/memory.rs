@@ -155,20 +155,30 @@ impl Region {
         }
     }
 
-    /// Forgets who touched what; what is defined stays so.
-    pub fn settle(&mut self) {
-        for (page, touched) in self.touched.iter_mut().enumerate().filter(|(_, t)| **t) {
+    /// Forgets who touched what; what is defined stays so. Gives the bytes that were touched: offset, count, whether written.
+    pub fn settle(&mut self) -> Vec<(usize, usize, bool)> {
+        let mut runs: Vec<(usize, usize, bool)> = vec![];
+        for page in (0..self.touched.len()).filter(|&p| self.touched[p]) {
             let end = ((page + 1) * PAGE).min(self.shadows.len());
-            self.shadows[page * PAGE..end].fill(Shadow::default());
-            *touched = false;
+            for (i, s) in self.shadows[page * PAGE..end].iter_mut().enumerate() {
+                let (at, writes) = (page * PAGE + i, s.writer != 0);
+                match runs.last_mut() {
+                    _ if s.writer == 0 && s.reader == 0 => {}
+                    Some((from, count, kind)) if *from + *count == at && *kind == writes => *count += 1,
+                    _ => runs.push((at, 1, writes)),
+                }
+                *s = Shadow::default();
+            }
         }
+        self.touched.fill(false);
         self.touches.all.clear();
         self.touches.newest.clear();
+        runs
     }
 
     /// Empties the region for another block.
     pub fn reset(&mut self) {
-        self.settle();
+        drop(self.settle());
         self.bytes.fill(0);
         self.defined.fill(false);
     }
