@@ -17,24 +17,25 @@ enum Shows {
 const STEPS: u64 = 3;
 
 /// What is done wrong, and how it shows.
-const PLANTED: [(&str, &str, Shows); 24] = [
+const PLANTED: [(&str, &str, Shows); 25] = [
     ("kernels do not wait for the first copies", "ignore cuStreamWaitEvent 1", Shows::Fault),
     ("the loss is not waited for", "ignore cuStreamWaitEvent 2", Shows::Fault),
     ("the norm is copied before it is there", "ignore cuStreamWaitEvent 3", Shows::Fault),
     ("a batch does not wait for the step before", "ignore cuStreamWaitEvent 4", Shows::Fault),
     ("kernels do not wait for the second batch", "ignore cuStreamWaitEvent 5", Shows::Fault),
-    ("no copy to the GPU is recorded", "ignore cuEventRecord 4", Shows::Fault),
+    ("the update is left out", "ignore cuGraphLaunch 4", Shows::Loss),
     ("no stream waits for another", "ignore cuStreamWaitEvent", Shows::Fault),
     ("no event is recorded", "ignore cuEventRecord", Shows::Fault),
     ("the loss is read early", "ignore cuEventSynchronize 1", Shows::Fault),
     ("the norm is read early", "ignore cuEventSynchronize 2", Shows::Fault),
     ("the arena is too small", "halve cuMemAlloc_v2", Shows::Fault),
-    ("a copy to the GPU is cut", "halve cuMemcpyHtoDAsync_v2 1", Shows::Fault),
-    ("the loss is not cleared", "ignore cuMemsetD8Async", Shows::Fault),
+    ("a copy to the GPU is cut", "halve cuMemcpyHtoDAsync_v2 1", Shows::Loss),
+    ("optimizer state is not cleared", "ignore cuMemsetD8Async", Shows::Fault),
+    ("the copy of the loss is cut", "halve cuMemcpyDtoHAsync_v2 1", Shows::Loss),
     ("a kernel is left out", "ignore cuLaunchKernel 1", Shows::Fault),
     ("the arena is freed early", "free cuGraphLaunch 2", Shows::Fault),
-    ("the arena is freed twice", "free cuMemFree_v2", Shows::Leak),
-    ("a capture is never ended", "ignore cuStreamEndCapture", Shows::Fault),
+    ("the arena is freed twice", "free cuMemFree_v2", Shows::Fault),
+    ("a capture is never ended", "fail cuStreamEndCapture", Shows::Fault),
     ("the arena is not freed", "ignore cuMemFree_v2", Shows::Leak),
     ("pinned memory is not freed", "ignore cuMemFreeHost 1", Shows::Leak),
     ("a module is not unloaded", "ignore cuModuleUnload 1", Shows::Leak),

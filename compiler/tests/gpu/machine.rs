@@ -83,7 +83,7 @@ impl Machine {
         let target = ["--target", "sm_89,sm_90a"];
         self.must(&[&["compile", &onnx, "--mem", "1G", "--precision", precision, "-o", &plan, "-q"][..], &target].concat());
         let shown: Value = serde_json::from_str(&self.must(&["inspect", &plan, "--json"])).expect("one JSON document");
-        shown["peak_bytes"].as_u64().expect("the planned bytes")
+        shown["peak_bytes"]["device"].as_u64().expect("the planned bytes")
     }
 
     /// Trains `NAME.plan` on the model's own data for some steps.

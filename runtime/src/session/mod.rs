@@ -1,6 +1,7 @@
 //! A plan on a device, ready to train or to run.
 
 mod batch;
+mod compare;
 mod init;
 mod parameters;
 mod run;
@@ -16,6 +17,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 pub use batch::Batch;
+pub use compare::Difference;
 pub use run::RunOutput;
 pub use scale::Scaler;
 

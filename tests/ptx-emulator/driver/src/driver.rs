@@ -120,6 +120,10 @@ impl Driver {
     }
 
     fn find_leaks(&mut self) {
+        if self.broken.is_some() {
+            // Nothing can be freed once the device has faulted.
+            return;
+        }
         let pending = self.queue.pending().filter(|w| !matches!(w, Work::Nothing)).count();
         let (streams, events) = self.queue.handles();
         let bytes: u64 = self.memory.allocations().map(|(_, n)| n).sum();

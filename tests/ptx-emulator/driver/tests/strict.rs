@@ -90,6 +90,8 @@ fn work_that_is_ordered_and_waited_for_runs_and_leaves_nothing() {
     s.kernels_after_copies();
     s.launch();
     s.copies_after_kernels();
+    // The copy out is to the memory that was copied in, and poisons it: the copy in has to be over.
+    s.d.synchronize_stream(s.kernels).unwrap();
     s.copy_out();
     s.d.synchronize_stream(s.copies).unwrap();
     assert_eq!(s.host_words(), [8; 32]);
@@ -154,6 +156,7 @@ fn a_graph_runs_each_time_with_the_parameters_of_its_capture() {
     s.kernels_after_copies();
     (0..3).for_each(|_| s.d.launch_graph(executable, s.kernels).unwrap());
     s.copies_after_kernels();
+    s.d.synchronize_stream(s.kernels).unwrap();
     s.copy_out();
     s.d.synchronize_stream(s.copies).unwrap();
     assert_eq!(s.host_words()[31], 7 + 6);
