@@ -1,5 +1,7 @@
 //! Memory that remembers who touched what.
 
+use crate::clock::{Agent, Clocks, Order};
+
 /// What a buffer holds before a launch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Contents {
@@ -17,84 +19,132 @@ pub struct Buffer {
     pub contents: Contents,
 }
 
-/// Where a thread stands, for judging whether two accesses are ordered.
+/// A thread that touches memory, with all that is ordered before it.
+#[derive(Clone, Copy)]
+pub struct Actor<'a> {
+    pub agent: Agent,
+    pub order: &'a Order,
+    pub clocks: &'a Clocks,
+    pub path: Path,
+}
+
+/// How memory is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Actor {
-    /// Number among all threads of the launch, from 1.
-    pub thread: u32,
-    pub block: u32,
-    /// Barriers that the block has passed.
-    pub epoch: u32,
-    /// Warp-wide synchronisations that the warp has passed.
-    pub step: u32,
+pub enum Path {
+    Generic,
+    /// By a thread's bulk copy. Generic writes before it need a proxy fence.
+    Bulk,
+    /// By a warp's `wgmma`, likewise.
+    Matrix,
 }
 
-/// Who touched a byte last: a thread, or threads of one warp, of one block, of anywhere.
-#[derive(Clone, Copy, PartialEq, PartialOrd)]
-enum Scope {
-    Thread,
-    Warp,
-    Block,
-    Any,
-}
-
-#[derive(Clone, Copy)]
-struct Touch {
-    by: Actor,
-    scope: Scope,
-}
-
-const NOBODY: Touch = Touch { by: Actor { thread: 0, block: 0, epoch: 0, step: 0 }, scope: Scope::Thread };
-
-impl Touch {
-    fn same_warp(&self, now: Actor) -> bool {
-        self.scope <= Scope::Warp && (self.by.thread - 1) / 32 == (now.thread - 1) / 32
+impl Actor<'_> {
+    fn after_access(&self, id: u32, time: u32) -> bool {
+        id == 0 || self.clocks.before(id, time, self.order, self.agent.slot)
     }
 
-    fn same_block(&self, now: Actor) -> bool {
-        self.scope <= Scope::Block && self.by.block == now.block
-    }
-
-    /// True if an access by `now` is not ordered after this one.
-    fn races(&self, now: Actor) -> bool {
-        if self.by.thread == 0 || (self.scope == Scope::Thread && self.by.thread == now.thread) {
-            return false;
+    fn after_write(&self, id: u32, time: u32) -> Result<(), &'static str> {
+        if !self.after_access(id, time) {
+            return Err("races with");
         }
-        let after_barrier = self.same_block(now) && self.by.epoch < now.epoch;
-        let after_step = self.same_warp(now) && self.by.step < now.step;
-        !after_barrier && !after_step
-    }
-
-    /// This one and an access by `now`, which need not be ordered.
-    fn and(&self, now: Actor) -> Touch {
-        let scope = match self.races(now) {
-            false => Scope::Thread,
-            true if self.same_warp(now) => Scope::Warp,
-            true if self.same_block(now) => Scope::Block,
-            true => Scope::Any,
-        };
-        Touch { by: now, scope }
+        let fenced = self.path == Path::Generic || id == 0 || self.clocks.before_async(id, time, self.order);
+        if fenced { Ok(()) } else { Err("has no fence.proxy.async after") }
     }
 }
 
+const LANES: u32 = 32;
+
+/// A read: by one thread, or by any lanes of its warp.
 #[derive(Clone, Copy)]
-struct Shadow {
-    defined: bool,
-    writer: Touch,
-    reader: Touch,
+struct Reader {
+    id: u32,
+    time: u32,
+    warp: bool,
 }
+
+impl Reader {
+    fn before(&self, by: &Actor<'_>) -> bool {
+        let first = (self.id - 1) / LANES * LANES + 1;
+        match self.warp {
+            false => by.after_access(self.id, self.time),
+            true => (first..first + LANES).all(|id| by.after_access(id, self.time)),
+        }
+    }
+
+    fn same_warp(&self, id: u32) -> bool {
+        (self.id - 1) / LANES == (id - 1) / LANES
+    }
+}
+
+/// What an asynchronous operation under way does with a byte.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Flight {
+    #[default]
+    None,
+    /// A bulk copy writes it.
+    Written,
+    /// So many `wgmma` read it.
+    Read(u16),
+    /// None: it belongs to an `mbarrier`.
+    Barrier,
+}
+
+#[derive(Clone, Default)]
+struct Shadow {
+    undefined: bool,
+    flight: Flight,
+    writer: u32,
+    written: u32,
+    /// The first of the reads since the write; more are in `readers`.
+    reader: Option<Reader>,
+    readers: Option<Box<Vec<Reader>>>,
+}
+
+impl Shadow {
+    fn read(&mut self, by: &Actor<'_>) {
+        let new = Reader { id: by.agent.id, time: by.clocks.now(), warp: by.path == Path::Matrix };
+        let more = self.readers.as_deref().is_some_and(|r| !r.is_empty());
+        match &mut self.reader {
+            None => self.reader = Some(new),
+            // A later read stands for those ordered before it.
+            Some(r) if !more && r.before(by) => *r = new,
+            Some(r) if r.same_warp(new.id) => *r = Reader { warp: new.warp || r.warp || r.id != new.id, ..new },
+            Some(_) => {
+                let readers = self.readers.get_or_insert_default();
+                match readers.iter_mut().find(|r| r.same_warp(new.id)) {
+                    Some(r) => *r = Reader { warp: new.warp || r.warp || r.id != new.id, ..new },
+                    None => readers.push(new),
+                }
+            }
+        }
+    }
+
+    fn unordered_reader(&self, by: &Actor<'_>) -> Option<u32> {
+        let more = self.readers.iter().flat_map(|r| r.iter());
+        self.reader.iter().chain(more).find(|r| !r.before(by)).map(|r| r.id)
+    }
+
+    fn write(&mut self, by: &Actor<'_>) {
+        (self.undefined, self.writer, self.written, self.reader) = (false, by.agent.id, by.clocks.now(), None);
+        if let Some(r) = &mut self.readers {
+            r.clear();
+        }
+    }
+}
+
+/// Bytes of a page of shadows, which exist only where memory is touched.
+const PAGE: usize = 1024;
 
 /// Bytes with their shadows.
 pub struct Region {
     pub bytes: Vec<u8>,
-    shadows: Vec<Shadow>,
-    writable: bool,
+    pages: Vec<Option<Box<[Shadow]>>>,
+    contents: Contents,
 }
 
 impl Region {
     pub fn new(bytes: Vec<u8>, contents: Contents) -> Self {
-        let shadow = Shadow { defined: contents != Contents::Undefined, writer: NOBODY, reader: NOBODY };
-        Region { shadows: vec![shadow; bytes.len()], bytes, writable: contents != Contents::ReadOnly }
+        Region { pages: vec![None; bytes.len().div_ceil(PAGE)], bytes, contents }
     }
 
     fn check(&self, at: u64, size: usize) -> Result<usize, String> {
@@ -103,44 +153,143 @@ impl Region {
         Ok(at as usize)
     }
 
-    /// Reads up to 16 bytes, little endian.
-    pub fn read(&mut self, at: u64, size: usize, by: Actor) -> Result<u128, String> {
-        let at = self.check(at, size)?;
-        for (i, s) in self.shadows[at..at + size].iter_mut().enumerate() {
-            if !s.defined {
-                return Err(format!("read of undefined memory at offset {}", at + i));
+    /// Runs `each` on the shadow of every byte of a range.
+    fn shadows(&mut self, at: usize, size: usize, mut each: impl FnMut(usize, &mut Shadow) -> Result<(), String>) -> Result<(), String> {
+        let undefined = self.contents == Contents::Undefined;
+        let mut i = at;
+        while i < at + size {
+            let page = self.pages[i / PAGE].get_or_insert_with(|| vec![Shadow { undefined, ..Shadow::default() }; PAGE].into());
+            let end = (at + size).min((i / PAGE + 1) * PAGE);
+            for shadow in &mut page[i % PAGE..i % PAGE + end - i] {
+                each(i, shadow)?;
+                i += 1;
             }
-            if s.writer.races(by) {
-                return Err(format!("read of offset {} races with its write by thread {}", at + i, s.writer.by.thread));
-            }
-            s.reader = s.reader.and(by);
         }
+        Ok(())
+    }
+
+    fn touch_read(&mut self, at: usize, size: usize, by: &Actor<'_>) -> Result<(), String> {
+        if self.contents == Contents::ReadOnly {
+            return Ok(());
+        }
+        self.shadows(at, size, |i, s| {
+            match s.flight {
+                Flight::Written => return Err(format!("read of offset {i}, which an asynchronous copy under way writes")),
+                Flight::Barrier => return Err(format!("read of offset {i}, which belongs to an mbarrier")),
+                Flight::None | Flight::Read(_) => {}
+            }
+            if s.undefined {
+                return Err(format!("read of undefined memory at offset {i}"));
+            }
+            by.after_write(s.writer, s.written).map_err(|how| format!("read of offset {i} {how} its write by agent {}", s.writer))?;
+            s.read(by);
+            Ok(())
+        })
+    }
+
+    /// Reads up to 16 bytes, little endian.
+    pub fn read(&mut self, at: u64, size: usize, by: &Actor<'_>) -> Result<u128, String> {
+        let at = self.check(at, size)?;
+        self.touch_read(at, size, by)?;
         Ok(self.bytes[at..at + size].iter().rev().fold(0, |v, &b| (v << 8) | b as u128))
     }
 
-    /// Writes up to 16 bytes, little endian.
-    pub fn write(&mut self, at: u64, size: usize, value: u128, by: Actor) -> Result<(), String> {
-        let at = self.check(at, size)?;
-        if !self.writable {
+    fn touch_write(&mut self, at: usize, size: usize, by: &Actor<'_>) -> Result<(), String> {
+        if self.contents == Contents::ReadOnly {
             return Err("write to memory that is only read".into());
         }
-        for (i, s) in self.shadows[at..at + size].iter_mut().enumerate() {
-            if s.writer.races(by) {
-                return Err(format!("write of offset {} races with its write by thread {}", at + i, s.writer.by.thread));
+        self.shadows(at, size, |i, s| {
+            match s.flight {
+                Flight::None => {}
+                Flight::Written => return Err(format!("write of offset {i}, which an asynchronous copy under way writes")),
+                Flight::Read(_) => return Err(format!("write of offset {i}, which a wgmma under way reads")),
+                Flight::Barrier => return Err(format!("write of offset {i}, which belongs to an mbarrier")),
             }
-            if s.reader.races(by) {
-                return Err(format!("write of offset {} races with its read by thread {}", at + i, s.reader.by.thread));
+            by.after_write(s.writer, s.written).map_err(|how| format!("write of offset {i} {how} its write by agent {}", s.writer))?;
+            if let Some(reader) = s.unordered_reader(by) {
+                return Err(format!("write of offset {i} races with its read by agent {reader}"));
             }
-            (s.defined, s.writer) = (true, Touch { by, scope: Scope::Thread });
-        }
+            s.write(by);
+            Ok(())
+        })
+    }
+
+    /// Writes up to 16 bytes, little endian.
+    pub fn write(&mut self, at: u64, size: usize, value: u128, by: &Actor<'_>) -> Result<(), String> {
+        let at = self.check(at, size)?;
+        self.touch_write(at, size, by)?;
         self.bytes[at..at + size].iter_mut().enumerate().for_each(|(i, b)| *b = (value >> (8 * i)) as u8);
         Ok(())
     }
 
-    /// Marks bytes as undefined: an asynchronous copy to them is under way.
-    pub fn forget(&mut self, at: u64, size: usize, by: Actor) -> Result<(), String> {
+    /// Marks bytes as undefined: a thread's asynchronous copy to them is under way.
+    pub fn forget(&mut self, at: u64, size: usize, by: &Actor<'_>) -> Result<(), String> {
         self.write(at, size, 0, by)?;
-        self.shadows[at as usize..at as usize + size].iter_mut().for_each(|s| s.defined = false);
-        Ok(())
+        self.shadows(at as usize, size, |_, s| {
+            s.undefined = true;
+            Ok(())
+        })
+    }
+
+    /// Starts a bulk copy to a range: what was there is lost, and nobody may touch it until it lands.
+    pub fn take_off(&mut self, at: u64, size: usize, by: &Actor<'_>) -> Result<(), String> {
+        let at = self.check(at, size)?;
+        self.touch_write(at, size, by)?;
+        self.shadows(at, size, |_, s| {
+            s.flight = Flight::Written;
+            Ok(())
+        })
+    }
+
+    /// Ends a bulk copy; `barrier` stands for it.
+    pub fn land(&mut self, at: u64, bytes: &[u8], barrier: Agent, time: u32) -> Result<(), String> {
+        let at = at as usize;
+        self.bytes[at..at + bytes.len()].copy_from_slice(bytes);
+        self.shadows(at, bytes.len(), |_, s| {
+            (s.flight, s.undefined, s.writer, s.written) = (Flight::None, false, barrier.id, time);
+            Ok(())
+        })
+    }
+
+    /// Makes bytes an `mbarrier`, or no longer one.
+    pub fn occupy(&mut self, at: u64, size: usize, by: &Actor<'_>, occupied: bool) -> Result<(), String> {
+        let at = self.check(at, size)?;
+        if occupied {
+            self.touch_write(at, size, by)?;
+        }
+        self.shadows(at, size, |_, s| {
+            (s.flight, s.undefined) = (if occupied { Flight::Barrier } else { Flight::None }, true);
+            Ok(())
+        })
+    }
+
+    /// Bytes that a bulk copy reads.
+    pub fn read_bulk(&mut self, at: u64, size: usize, by: &Actor<'_>) -> Result<Vec<u8>, String> {
+        let at = self.check(at, size)?;
+        self.touch_read(at, size, by)?;
+        Ok(self.bytes[at..at + size].to_vec())
+    }
+
+    /// Starts a `wgmma`'s read of a row of its operand.
+    pub fn start_reading(&mut self, at: u64, size: usize, by: &Actor<'_>) -> Result<&[u8], String> {
+        let at = self.check(at, size)?;
+        self.touch_read(at, size, by)?;
+        self.shadows(at, size, |_, s| {
+            let readers = if let Flight::Read(n) = s.flight { n } else { 0 };
+            s.flight = Flight::Read(readers + 1);
+            Ok(())
+        })?;
+        Ok(&self.bytes[at..at + size])
+    }
+
+    /// Ends it: from here on the read is the waiting warp's.
+    pub fn stop_reading(&mut self, at: u64, size: usize, by: &Actor<'_>) -> Result<(), String> {
+        self.shadows(at as usize, size, |_, s| {
+            if let Flight::Read(n) = s.flight {
+                s.flight = if n > 1 { Flight::Read(n - 1) } else { Flight::None };
+            }
+            s.read(by);
+            Ok(())
+        })
     }
 }
