@@ -186,8 +186,15 @@ impl Graph {
         let enqueued = enqueue();
         // SAFETY: the capture was begun above.
         let graph = unsafe { result::stream::end_capture(stream.0) }.map_err(failed("capturing a graph"));
-        enqueued?;
-        let graph = graph?;
+        // What could not be queued is the cause of a capture that cannot be ended.
+        let graph = match (enqueued, graph) {
+            (Ok(()), graph) => graph?,
+            (Err(e), graph) => {
+                // SAFETY: captured once, destroyed once.
+                graph.map(|g| unsafe { result::graph::destroy(g) }).ok();
+                return Err(e);
+            }
+        };
         // SAFETY: the graph lives until it is destroyed below.
         let executable = unsafe { result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0)) };
         // SAFETY: captured once, destroyed once; an executable graph does not need it.
