@@ -63,16 +63,17 @@ impl Machine {
         self.dir.path().join(name)
     }
 
-    /// Runs the binary.
-    pub fn fp8c(&self, args: &[&str]) -> Output {
+    /// The binary, in the machine's folder and with its driver.
+    fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_fp8c"));
-        command.current_dir(self.dir.path()).args(args).env("LD_LIBRARY_PATH", self.dir.path());
-        command.envs(self.variables.iter().map(|(k, v)| (k, v))).output().expect("the binary runs")
+        command.current_dir(self.dir.path()).env("LD_LIBRARY_PATH", self.dir.path());
+        command.envs(self.variables.iter().map(|(k, v)| (k, v)));
+        command
     }
 
     /// Runs the binary, which has to succeed, and gives what it prints.
     pub fn must(&self, args: &[&str]) -> String {
-        let out = self.fp8c(args);
+        let out = self.command().args(args).output().expect("the binary runs");
         assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
         String::from_utf8_lossy(&out.stdout).into_owned()
     }
@@ -89,13 +90,17 @@ impl Machine {
     /// Trains `NAME.plan` on the model's own data for some steps.
     pub fn train(&self, case: &str, precision: &str, device: &str, steps: u64, more: &[&str]) -> Trained {
         let (log, report) = (self.path("log.jsonl"), self.path("report.json"));
-        let _ = (std::fs::remove_file(&log), std::fs::remove_file(&report));
-        let mut command = Command::new(env!("CARGO_BIN_EXE_fp8c"));
-        command.current_dir(self.dir.path()).env("LD_LIBRARY_PATH", self.dir.path());
-        command.envs(self.variables.iter().map(|(k, v)| (k, v))).env("FP8C_STANDIN_LOG", &report);
+        for old in [&log, &report] {
+            // There is none before the first training.
+            let _ = std::fs::remove_file(old);
+        }
+        let mut command = self.command();
+        command.env("FP8C_STANDIN_LOG", &report);
         command.args(["train", &format!("{case}.{precision}.plan"), "--no-shuffle", "--lr", "1e-3", "-q", "--log", "log.jsonl"]);
         command.args(["--device", device, "--steps", &steps.to_string()]).args(more);
-        samples(case).iter().for_each(|spec| drop(command.args(["--data", spec])));
+        for spec in samples(case) {
+            command.args(["--data", &spec]);
+        }
         let output = command.output().expect("the binary runs");
         let text = std::fs::read_to_string(&log).unwrap_or_default();
         let loss = |line: &str| serde_json::from_str::<Value>(line).expect("a line of JSON")["loss"].as_f64().unwrap_or(f64::NAN);
