@@ -14,7 +14,7 @@ enum Shows {
 }
 
 /// Steps of a training with a fault.
-const STEPS: u64 = 3;
+const STEPS: u64 = 2;
 
 /// What is done wrong, and how it shows.
 const PLANTED: [(&str, &str, Shows); 25] = [
