@@ -56,7 +56,9 @@ impl Clocks {
     /// Clocks for the `cluster`-th cluster of a launch, of `threads` threads.
     pub fn new(cluster: u32, threads: usize) -> Self {
         let base = cluster * (threads + MAX_BARRIERS) as u32;
-        Clocks { base, threads, now: 1, of: vec![Rc::new(Order::none(threads)); threads] }
+        // All share one until they part.
+        let none = Rc::new(Order::none(threads));
+        Clocks { base, threads, now: 1, of: vec![none; threads] }
     }
 
     pub fn threads(&self) -> usize {

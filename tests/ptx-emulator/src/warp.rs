@@ -282,7 +282,7 @@ impl<'e> Warp<'e> {
 
     /// `setmaxnreg`: gives registers back to the block, or takes some when there are enough.
     fn max_registers(&mut self, line: usize, count: u64, more: bool, cluster: &mut Cluster<'_>) -> Result<Turn, String> {
-        if count % 8 != 0 || !(24..=256).contains(&count) || (more && count < self.held) || (!more && count > self.held) {
+        if !count.is_multiple_of(8) || !(24..=256).contains(&count) || (more && count < self.held) || (!more && count > self.held) {
             return Err(format!("setmaxnreg from {} to {count} registers", self.held));
         }
         let free = &mut cluster.registers[self.block];
@@ -298,7 +298,7 @@ impl<'e> Warp<'e> {
 
     /// Notes an instruction that all warps of the warpgroup have to execute alike.
     pub fn alike(&mut self, line: usize, a: u64, b: u64, cluster: &mut Cluster<'_>) -> Step {
-        if self.warps_of_block % 4 != 0 {
+        if !self.warps_of_block.is_multiple_of(4) {
             return Err("a warpgroup's instruction in a block that is not made of warpgroups".into());
         }
         let all = &mut cluster.alike[self.index / 4];

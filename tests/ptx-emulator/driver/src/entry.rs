@@ -442,7 +442,6 @@ fn parameters(d: &mut Driver, function: u64, from: *mut *mut c_void) -> Result<V
 }
 
 #[unsafe(no_mangle)]
-#[expect(clippy::too_many_arguments, reason = "the driver's interface")]
 pub extern "C" fn cuLaunchKernel(
     function: u64,
     grid_x: c_uint,
