@@ -1,6 +1,6 @@
 //! The CPU: one anonymous mapping as arena, one thread pool, kernels run as data.
 
-use super::{memory, reach};
+use super::{MAX_THREADS, memory, reach};
 use crate::Error;
 use crate::plan::{Plan, Step, TensorId};
 use fp8c_kernels::KernelError;
@@ -47,7 +47,11 @@ pub(super) fn hardware_threads() -> usize {
 impl CpuDevice {
     /// Reserves the arena and the threads. Fewer threads are used than asked for where the plan's scratch memory is laid out for fewer.
     pub fn open(plan: &Plan, threads: Option<usize>) -> Result<Self, Error> {
-        let threads = threads_that_fit(plan, threads.unwrap_or_else(hardware_threads).max(1));
+        let wanted = threads.unwrap_or_else(|| hardware_threads().min(MAX_THREADS));
+        if !(1..=MAX_THREADS).contains(&wanted) {
+            return Err(Error::Usage(format!("the number of threads must lie in 1..={MAX_THREADS}; {wanted} does not")));
+        }
+        let threads = threads_that_fit(plan, wanted);
         if let Some(free) = memory::available_bytes().filter(|&free| free < plan.arena_bytes) {
             return Err(Error::Device(format!("the plan needs {} bytes of memory, {free} are free", plan.arena_bytes)));
         }
