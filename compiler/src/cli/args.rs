@@ -182,7 +182,7 @@ pub struct Train {
     /// One JSON object a step; default: the plan's name with .jsonl.
     #[arg(long, value_name = "FILE.jsonl")]
     pub log: Option<PathBuf>,
-    /// Folder for checkpoints.
+    /// Folder for checkpoints; default: beside the plan, its name with .checkpoints.
     #[arg(long, value_name = "DIR")]
     pub checkpoint: Option<PathBuf>,
     /// Steps between checkpoints; 0: only at the end.
@@ -191,8 +191,8 @@ pub struct Train {
     /// Checkpoints to keep.
     #[arg(long, default_value_t = 2)]
     pub keep: usize,
-    /// Goes on from the newest checkpoint of the folder.
-    #[arg(long, requires = "checkpoint")]
+    /// Goes on from the newest sound checkpoint of the folder.
+    #[arg(long)]
     pub resume: bool,
     /// auto | cpu | cuda:N
     #[arg(long, default_value = "auto")]

@@ -84,6 +84,12 @@ impl From<fp8c_runtime::Error> for Failure {
             E::Plan { .. } => (Some("compile the model again with this version of fp8c"), 1),
             E::Data { .. } => (Some("`fp8c inspect PLAN` lists the inputs, their types and shapes"), 1),
             E::Checkpoint { .. } => (Some("`--checkpoint DIR` must name a folder of checkpoints of the same model"), 1),
+            E::Unsound { .. } => (Some("restore it from a copy, or begin anew in another folder with --checkpoint"), 1),
+            E::Misplaced { .. } => {
+                (Some("name a regular file (of a pipe, save the contents first), for checkpoints a folder; of a link, its target"), 1)
+            }
+            E::Kept { .. } => (Some("choose another name, or move that file away"), 1),
+            E::Locked { .. } => (Some("wait until it has ended, or name a place of this training's own with --checkpoint and --log"), 1),
             E::Device(_) => (Some("`fp8c devices` lists what is here; --device cpu always works"), 1),
             E::Diverged(_) => (Some("lower --lr, raise --warmup, set --grad-clip 1, or use --loss-scale dynamic"), 1),
             E::Usage(_) => (Some("see `fp8c train --help`"), 2),

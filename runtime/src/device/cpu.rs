@@ -1,6 +1,6 @@
 //! The CPU: one anonymous mapping as arena, one thread pool, kernels run as data.
 
-use super::{FETCH_BYTES, Fetched, memory, reach};
+use super::{FETCH_BYTES, Fetched, MAX_THREADS, memory, reach};
 use crate::Error;
 use crate::plan::{Plan, Step, TensorId};
 use fp8c_kernels::KernelError;
@@ -51,7 +51,10 @@ impl CpuDevice {
     ///
     /// A plan for another device has no scratch memory in its arena, and gets some beside it.
     pub fn open(plan: &Plan, threads: Option<usize>) -> Result<Self, Error> {
-        let wanted = threads.unwrap_or_else(hardware_threads).max(1);
+        let wanted = threads.unwrap_or_else(|| hardware_threads().min(MAX_THREADS));
+        if !(1..=MAX_THREADS).contains(&wanted) {
+            return Err(Error::Usage(format!("the number of threads must lie in 1..={MAX_THREADS}; {wanted} does not")));
+        }
         let (threads, beside) = match plan.is_for_cpu() {
             true => (threads_that_fit(plan, wanted), 0),
             false => (wanted, scratch_for(plan, wanted)),

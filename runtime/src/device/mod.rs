@@ -14,6 +14,9 @@ use std::str::FromStr;
 
 pub use memory::peak_rss_bytes;
 
+/// Most threads of a CPU device.
+pub const MAX_THREADS: usize = 1024;
+
 /// Which device to use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeviceChoice {

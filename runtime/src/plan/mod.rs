@@ -8,6 +8,7 @@ mod file;
 mod verify;
 
 pub use control::Control;
+pub(crate) use file::Section;
 pub use file::{Contents, PlanFile, StoredTensor};
 pub use verify::verify;
 
