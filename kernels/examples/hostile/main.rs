@@ -59,18 +59,21 @@ fn main() {
         eprintln!("seed {}:", SEED.load(Ordering::Relaxed));
         hook(info);
     }));
-    let mut counts = [0u64; 4];
+    let mut counts = [0u64; 5];
     for seed in first..first.saturating_add(count) {
         SEED.store(seed, Ordering::Relaxed);
-        counts[match check(&bytes(seed)) {
-            Outcome::Refused => 0,
-            Outcome::Large => 1,
-            Outcome::Failed => 2,
-            Outcome::Ran => 3,
+        counts[match std::panic::catch_unwind(|| check(&bytes(seed))) {
+            Ok(Outcome::Refused) => 0,
+            Ok(Outcome::Large) => 1,
+            Ok(Outcome::Failed) => 2,
+            Ok(Outcome::Ran) => 3,
+            Err(_) => 4,
         }] += 1;
     }
-    let [refused, large, failed, ran] = counts;
+    let [refused, large, failed, ran, wrong] = counts;
     println!(
-        "{count} kernels: {refused} refused, {large} verified but too large to run, {failed} with indices out of range, {ran} ran and agreed"
+        "{count} kernels: {refused} refused, {large} verified but too large to run, {failed} with indices out of range, {ran} ran and \
+         agreed, {wrong} did not"
     );
+    std::process::exit(i32::from(wrong > 0));
 }

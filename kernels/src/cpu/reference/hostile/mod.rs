@@ -113,6 +113,8 @@ fn compare(kernel: &Kernel, inputs: &[Data], out: &[Data]) -> Result<(), String>
             each.map(|(i, (x, y))| same(x, y).map_err(|e| format!("argument {i}: {e}"))).collect()
         }
         Kernel::Contract(k) => exactly(last, contract::reference(k, inputs)),
+        // Scales spread the products over more bits than a long sum has.
+        Kernel::ScaledContract(k) if k.k > 1024 => near(&out[last], &scaled_contract::reference(k, inputs), "C"),
         Kernel::ScaledContract(k) => exactly(last, scaled_contract::reference(k, inputs)),
         Kernel::Quantize(k) => {
             let source: Vec<f32> = inputs[0].values().iter().map(|x| *x as f32).collect();
