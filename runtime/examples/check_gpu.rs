@@ -34,12 +34,14 @@ fn train(file: &PlanFile, device: DeviceChoice, loader: &Loader, steps: u64) -> 
             started = Instant::now();
         }
     }
-    Ok((losses, started.elapsed().as_secs_f64() / (steps.max(2) - 1) as f64))
+    Ok((losses, started.elapsed().as_secs_f64() / (steps - 1) as f64))
 }
 
 fn run(path: &str, device: DeviceChoice, steps: u64, data: &[String]) -> Result<bool, Error> {
     let file = PlanFile::open(path)?;
     let loader = Loader::open(file.plan(), data, Order::Sequential)?;
+    // The first step is not timed.
+    let steps = steps.max(2);
     let mut batch = Batch::new(file.plan());
     loader.fill(0, &mut batch)?;
     let differences = open(&file, DeviceChoice::Cpu)?.compare(&mut open(&file, device)?, &batch, &Hyper::default())?;

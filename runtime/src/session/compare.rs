@@ -8,7 +8,7 @@ use crate::plan::{Plan, Step, TensorId};
 use crate::session::Batch;
 use fp8c_kernels::DType;
 use fp8c_kernels::numerics::e4m3_to_f32;
-use fp8c_kernels::program::Mode;
+use fp8c_kernels::program::{Arg, Mode};
 
 /// What a launch has written on two devices.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,7 +42,8 @@ const POISON: u8 = 0xff;
 
 impl Session {
     /// Runs one micro-batch and the update here and in another session of the same plan, seed and state, and compares what every launch has
-    /// written. Each launch of `tested` gets what the ones before have made here, and outputs that hold no numbers.
+    /// written. Each launch of `tested` gets what the ones before have made here, and both get outputs that hold no numbers, so that what
+    /// one of them leaves out shows.
     ///
     /// # Errors
     /// Those of [`Session::step`].
@@ -60,32 +61,64 @@ impl Session {
         }
         let mut found = vec![];
         for (position, step) in plan.schedule.micro.iter().chain(&plan.schedule.update).enumerate() {
-            let written = written(&plan, step);
-            for (id, bytes, _) in written.iter().filter(|(_, _, mode)| *mode == Mode::Write) {
-                tested.device.write(plan.tensor(*id).offset, &vec![POISON; *bytes])?;
+            let mut written = written(&plan, step);
+            for w in &mut written {
+                self.device.read(w.offset, &mut w.before)?;
+                if w.poisoned {
+                    let poison = vec![POISON; w.before.len()];
+                    self.device.write(w.offset, &poison)?;
+                    tested.device.write(w.offset, &poison)?;
+                }
             }
             self.device.run(position..position + 1)?;
             tested.device.run(position..position + 1)?;
-            for (id, bytes, _) in written {
-                let t = plan.tensor(id);
-                let (mut want, mut have) = (vec![0; bytes], vec![0; bytes]);
-                self.device.read(t.offset, &mut want)?;
-                tested.device.read(t.offset, &mut have)?;
+            for w in written {
+                let (mut want, mut have) = (vec![0; w.before.len()], vec![0; w.before.len()]);
+                self.device.read(w.offset, &mut want)?;
+                tested.device.read(w.offset, &mut have)?;
+                let t = plan.tensor(w.id);
                 let worst = distance(&want, &have, t.dtype).map_err(|reason| Error::data(&t.name, reason))?;
                 let (kernel, site) = (plan.kernels[step.kernel as usize].name.clone(), step.site.clone());
                 found.push(Difference { position, kernel, site, tensor: t.name.clone(), dtype: t.dtype, worst });
-                tested.device.write(t.offset, &want)?;
+                if w.poisoned {
+                    keep(&mut want, &w.before, t.dtype.size() as usize);
+                    self.device.write(w.offset, &want)?;
+                }
+                tested.device.write(w.offset, &want)?;
             }
         }
         Ok(found)
     }
 }
 
-/// The tensors that a step writes, as many bytes as it writes.
-fn written(plan: &Plan, step: &Step) -> Vec<(TensorId, usize, Mode)> {
+/// A tensor that a step writes, as many bytes as it may write.
+struct Written {
+    id: TensorId,
+    offset: u64,
+    before: Vec<u8>,
+    /// The step does not read it, and it can hold what is no number.
+    poisoned: bool,
+}
+
+fn written(plan: &Plan, step: &Step) -> Vec<Written> {
     let args = plan.kernels[step.kernel as usize].kernel.args();
     let written = step.args.iter().zip(args).filter(|(_, a)| a.mode != Mode::Read);
-    written.map(|(&id, a)| (id, a.bytes() as usize, a.mode)).collect()
+    let entry = |(&id, a): (&TensorId, Arg)| Written {
+        id,
+        offset: plan.tensor(id).offset,
+        before: vec![0; a.bytes() as usize],
+        poisoned: a.mode == Mode::Write && a.dtype.is_float(),
+    };
+    written.map(entry).collect()
+}
+
+/// Puts back what a launch has left as it was: some write a part of their output.
+fn keep(after: &mut [u8], before: &[u8], size: usize) {
+    for (new, old) in after.chunks_exact_mut(size).zip(before.chunks_exact(size)) {
+        if new.iter().all(|&b| b == POISON) {
+            new.copy_from_slice(old);
+        }
+    }
 }
 
 fn distance(want: &[u8], have: &[u8], dtype: DType) -> Result<f64, String> {
@@ -124,5 +157,12 @@ mod tests {
         assert_eq!(apart([1.0, f32::NAN, 0.0], [1.0, f32::NAN, -0.0]), 0.0);
         assert_eq!(apart([1.0, 2.0, 0.0], [1.0, f32::NAN, 0.0]), f64::INFINITY);
         assert_eq!(distance(&[1], &[2], DType::Bool), Ok(f64::INFINITY));
+    }
+
+    #[test]
+    fn what_a_launch_leaves_out_is_kept() {
+        let mut after = [1, 2, POISON, POISON, POISON, 3];
+        keep(&mut after, &[9, 9, 8, 7, 9, 9], 2);
+        assert_eq!(after, [1, 2, 8, 7, POISON, 3]);
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::codes::Code;
 use crate::config::Config;
+use crate::kernels::Function;
 use crate::order::{Clock, History, Stamp};
 use crate::queue::{Kernel, Node, OpId, Queue, Work};
 use crate::report::Report;
@@ -10,7 +11,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-type Done = Result<(), Code>;
+pub(crate) type Done = Result<(), Code>;
 
 /// Distance between allocations at least, so that an access beyond one hits none.
 const GUARD: u64 = 1 << 20;
@@ -18,13 +19,6 @@ const GUARD: u64 = 1 << 20;
 const ALIGN: u64 = 256;
 /// What the host finds in memory that a copy under way is to fill: a NaN in every float format.
 const POISON: u8 = 0xff;
-
-struct Function {
-    module: u64,
-    entry: String,
-    /// Dynamic shared memory that has been permitted.
-    shared: u32,
-}
 
 /// One device with its primary context.
 pub struct Driver {
@@ -38,11 +32,11 @@ pub struct Driver {
     /// Pinned host memory: the words, by address.
     pinned: BTreeMap<u64, Vec<u64>>,
     pinned_bytes: BTreeMap<u64, u64>,
-    modules: BTreeMap<u64, Arc<Program>>,
-    functions: BTreeMap<u64, Function>,
+    pub(crate) modules: BTreeMap<u64, Arc<Program>>,
+    pub(crate) functions: BTreeMap<u64, Function>,
     graphs: BTreeMap<u64, Vec<Node>>,
     executables: BTreeMap<u64, Vec<Node>>,
-    queue: Queue,
+    pub(crate) queue: Queue,
     retained: u32,
     /// The error that every call gives once the device has faulted.
     broken: Option<Code>,
@@ -75,18 +69,18 @@ impl Driver {
         self.broken
     }
 
-    fn handle(&mut self) -> u64 {
+    pub(crate) fn handle(&mut self) -> u64 {
         self.next_handle += 16;
         self.next_handle
     }
 
     /// Takes note of a misuse.
-    fn misuse<T>(&mut self, code: Code, reason: impl Into<String>) -> Result<T, Code> {
+    pub(crate) fn misuse<T>(&mut self, code: Code, reason: impl Into<String>) -> Result<T, Code> {
         self.report.fault(reason.into());
         Err(code)
     }
 
-    fn not_capturing(&mut self, what: &str) -> Done {
+    pub(crate) fn not_capturing(&mut self, what: &str) -> Done {
         if self.queue.capturing() { self.misuse(Code::CAPTURE_UNSUPPORTED, format!("{what} while a stream is captured")) } else { Ok(()) }
     }
 
@@ -444,88 +438,4 @@ impl Driver {
     pub fn destroy_executable(&mut self, executable: u64) -> Done {
         self.executables.remove(&executable).map(drop).ok_or(Code::INVALID_HANDLE)
     }
-
-    // ---- modules and kernels
-
-    /// Compiles PTX text for the device.
-    pub fn load(&mut self, text: &str) -> Result<u64, Code> {
-        self.not_capturing("loading a module")?;
-        let target = text.lines().find_map(|l| l.trim().strip_prefix(".target")).unwrap_or_default();
-        let target = target.split(',').next().unwrap_or_default().trim();
-        if !runs_on(target, self.config.chip) {
-            return self.misuse(Code::NO_BINARY_FOR_GPU, format!("PTX for {target:?} on {}", self.config.name()));
-        }
-        match Program::parse(text) {
-            Ok(program) => {
-                let handle = self.handle();
-                self.modules.insert(handle, Arc::new(program));
-                Ok(handle)
-            }
-            Err(fault) => self.misuse(Code::INVALID_PTX, format!("PTX: {fault}")),
-        }
-    }
-
-    pub fn unload(&mut self, module: u64) -> Done {
-        if self.modules.remove(&module).is_none() {
-            return self.misuse(Code::INVALID_HANDLE, "a module is unloaded that does not exist, or no longer");
-        }
-        self.functions.retain(|_, f| f.module != module);
-        if self.queue.pending().any(|w| matches!(w, Work::Kernel(k) if k.module == module)) {
-            self.report.fault("a module is unloaded while a kernel of it is queued".into());
-        }
-        Ok(())
-    }
-
-    pub fn function(&mut self, module: u64, entry: &str) -> Result<u64, Code> {
-        let program = self.modules.get(&module).ok_or(Code::INVALID_HANDLE)?;
-        if program.parameters(entry).is_none() {
-            return Err(Code::NOT_FOUND);
-        }
-        if let Some((handle, _)) = self.functions.iter().find(|(_, f)| f.module == module && f.entry == entry) {
-            return Ok(*handle);
-        }
-        let handle = self.handle();
-        self.functions.insert(handle, Function { module, entry: entry.to_string(), shared: 48 * 1024 });
-        Ok(handle)
-    }
-
-    pub fn permit_shared(&mut self, function: u64, bytes: i32) -> Done {
-        let limit = self.config.shared_limit();
-        let f = self.functions.get_mut(&function).ok_or(Code::INVALID_HANDLE)?;
-        f.shared = u32::try_from(bytes).ok().filter(|b| *b <= limit).ok_or(Code::INVALID_VALUE)?;
-        Ok(())
-    }
-
-    /// Bytes of each parameter of a function.
-    pub fn parameter_sizes(&self, function: u64) -> Result<Vec<usize>, Code> {
-        let f = self.functions.get(&function).ok_or(Code::INVALID_HANDLE)?;
-        let program = self.modules.get(&f.module).ok_or(Code::INVALID_HANDLE)?;
-        program.parameters(&f.entry).map(<[usize]>::to_vec).ok_or(Code::INVALID_HANDLE)
-    }
-
-    /// Queues a kernel.
-    pub fn launch(&mut self, stream: u64, function: u64, grid: [u32; 3], block: [u32; 3], shared: u32, parameters: Vec<u64>) -> Done {
-        let f = self.functions.get(&function).ok_or(Code::INVALID_HANDLE)?;
-        let (entry, permitted, module) = (f.entry.clone(), f.shared, f.module);
-        let program = self.modules.get(&module).cloned().ok_or(Code::INVALID_HANDLE)?;
-        let shape = format!("kernel {entry}: grid {grid:?}, block {block:?}, {shared} bytes of shared memory");
-        if grid[1..] != [1, 1] || block[1..] != [1, 1] {
-            return self.misuse(Code::NOT_SUPPORTED, format!("{shape}: the stand-in knows one dimension"));
-        }
-        let fixed = program.static_shared(&entry).unwrap_or(0) as u64;
-        let within = fixed + u64::from(shared) <= u64::from(self.config.shared_limit()) && shared <= permitted && fixed <= 48 * 1024;
-        if grid[0] == 0 || !(1..=1024).contains(&block[0]) || !within {
-            return self.misuse(Code::INVALID_VALUE, format!("{shape} (and {fixed} static): more than the device or the function permits"));
-        }
-        let kernel = Kernel { module, program, entry, blocks: grid[0], threads: block[0], shared_bytes: shared, parameters };
-        self.queue.enqueue(stream, Work::Kernel(kernel))
-    }
-}
-
-/// Whether a device runs PTX for a target: `sm_90a` on its own kind alone, others on everything later.
-fn runs_on(target: &str, (major, minor): (i32, i32)) -> bool {
-    let Some(name) = target.strip_prefix("sm_") else { return false };
-    let (digits, exact) = name.strip_suffix('a').map_or((name, false), |d| (d, true));
-    let have = major * 10 + minor;
-    digits.parse().is_ok_and(|want: i32| if exact { have == want } else { have >= want })
 }

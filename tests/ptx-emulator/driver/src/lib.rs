@@ -17,6 +17,7 @@ mod codes;
 mod config;
 mod driver;
 mod entry;
+mod kernels;
 mod order;
 mod queue;
 mod report;
