@@ -11,6 +11,7 @@ mod error;
 mod files;
 pub mod hyper;
 pub mod metrics;
+pub mod names;
 pub mod plan;
 mod random;
 pub mod schedule;
@@ -18,5 +19,5 @@ pub mod session;
 pub mod tensors;
 pub mod trainer;
 
-pub use error::Error;
+pub use error::{DataFault, Error};
 pub use files::write_aside;

@@ -14,6 +14,8 @@ use fp8c_runtime::plan::PlanFile;
 use fp8c_runtime::session::{Batch, Session, SessionOptions};
 use std::path::{Path, PathBuf};
 
+pub mod hostile;
+
 /// Threads that plans are made for and run with.
 pub const THREADS: usize = 2;
 

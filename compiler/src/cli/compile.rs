@@ -1,7 +1,7 @@
 //! `fp8c compile` and `fp8c check`.
 
 use super::args::{Check, Compile, EmitArg, ModelArgs, OptimizerArg, PrecisionArg, ScaleArg, StateArg};
-use super::failure::Failure;
+use super::failure::{Failure, unsupported};
 use super::{Done, Output};
 use crate::compile::{CompileOptions, Compiled, compile as run_compile, stages};
 use crate::cost::DeviceProfile;
@@ -13,8 +13,12 @@ use crate::quantity::Bytes;
 use crate::{Error, emit, lower};
 use fp8c_kernels::DType;
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Instant;
+
+/// Extents of a dimension.
+const EXTENTS: RangeInclusive<u64> = 1..=1 << 32;
 
 /// Compiles a model, or prints one of its stages.
 pub fn compile(a: &Compile, output: Output) -> Done {
@@ -23,7 +27,7 @@ pub fn compile(a: &Compile, output: Output) -> Done {
     if let Some(stage) = a.emit {
         return print_stage(a, stage, &options);
     }
-    let mut compiled = run_compile(&a.model.model, &options)?;
+    let mut compiled = run_compile(&a.model.model, &options).map_err(|e| smaller(e, &options))?;
     let path = a.output.clone().unwrap_or_else(|| default_output(a));
     emit::write(&mut compiled, &path)?;
     for note in &compiled.notes {
@@ -35,6 +39,22 @@ pub fn compile(a: &Compile, output: Output) -> Done {
         summary(&compiled, &path, started.elapsed().as_secs_f64());
     }
     Ok(())
+}
+
+/// A refusal; for want of memory with what else would save some.
+fn smaller(e: Error, options: &CompileOptions) -> Failure {
+    let infeasible = matches!(e, Error::Infeasible { .. });
+    let mut failure = Failure::from(e);
+    let savings = [
+        ("--opt-state bf16", options.state != DType::Bf16),
+        ("--precision fp8", options.precision != Precision::Fp8),
+        ("--optimizer sgd", options.optimizer == Optimizer::AdamW),
+    ];
+    if infeasible && !options.import.infer {
+        let of_use = savings.iter().filter(|(_, applies)| *applies).map(|(flag, _)| format!(", {flag}"));
+        failure.hint = failure.hint.map(|hint| hint + &of_use.collect::<String>());
+    }
+    failure
 }
 
 fn default_output(a: &Compile) -> PathBuf {
@@ -109,8 +129,11 @@ fn options(a: &Compile) -> Result<CompileOptions, Failure> {
         OptimizerArg::Sgd => Optimizer::Sgd,
         OptimizerArg::Lion => Optimizer::Lion,
     };
+    if a.precision_policy.is_some() && precision != Precision::Fp8 {
+        return Err(Failure::usage("--precision-policy chooses formats of an fp8 plan, and this one is not", "add --precision fp8"));
+    }
     let policy = a.precision_policy.as_deref().map(Policy::read).transpose()?.unwrap_or_default();
-    let threads = a.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get())).clamp(1, 1024);
+    let threads = a.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()));
     Ok(CompileOptions {
         import: import_options(&a.model)?,
         budget: a.mem,
@@ -144,8 +167,11 @@ fn targets(given: &[String]) -> Result<(String, Vec<String>), Failure> {
 fn import_options(a: &ModelArgs) -> Result<ImportOptions, Failure> {
     let mut dims = BTreeMap::new();
     for d in &a.dim {
-        let bound = d.split_once('=').and_then(|(name, n)| Some((name.to_string(), n.parse::<u64>().ok().filter(|n| *n > 0)?)));
-        let (name, n) = bound.ok_or_else(|| Failure::usage(format!("'{d}' binds no dimension"), "write --dim batch=8"))?;
+        let bound = d.split_once('=').and_then(|(name, n)| Some((name.to_string(), n.parse().ok().filter(|n| EXTENTS.contains(n))?)));
+        let (name, n) = bound.ok_or_else(|| {
+            let rule = format!("--dim must be NAME=N, N a whole number from 1 to {}, not '{d}'", EXTENTS.end());
+            Failure::usage(rule, "write --dim batch=8")
+        })?;
         dims.insert(name, n);
     }
     let loss = a.loss.as_deref().map(str::parse::<LossSpec>).transpose().map_err(Error::Usage)?;
@@ -159,7 +185,10 @@ fn import_options(a: &ModelArgs) -> Result<ImportOptions, Failure> {
 
 /// Lists what a model needs and fp8c lacks.
 pub fn check(a: &Check, output: Output) -> Done {
-    let gaps = crate::import::check(&a.model.model, &import_options(&a.model)?)?;
+    let gaps = crate::import::check(&a.model.model, &import_options(&a.model)?).map_err(|e| match e {
+        Error::Graph { .. } => Failure::refused(e.to_string(), "mend this operator where the model is made, and export it again"),
+        other => other.into(),
+    })?;
     if output.json {
         println!("{}", serde_json::json!({ "gaps": gaps }));
     }
@@ -168,6 +197,9 @@ pub fn check(a: &Check, output: Output) -> Done {
             output.say(format!("{}: every operator compiles and has a gradient", a.model.model.display()));
             Ok(())
         }
-        false => Err(Error::Unsupported { gaps }.into()),
+        false => {
+            let hint = "replace these operators where the model is made; docs/guide.md lists those that are accepted";
+            Err(Failure::refused(unsupported(&gaps), hint))
+        }
     }
 }

@@ -5,12 +5,15 @@ mod compile;
 mod failure;
 mod inspect;
 mod new;
+mod number;
 mod run;
 mod size;
 mod train;
+mod usage;
 
 use args::{Cli, Command};
 use clap::Parser;
+use clap::error::ErrorKind;
 use failure::Failure;
 use std::process::ExitCode;
 
@@ -21,7 +24,7 @@ pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) => {
-            if !e.use_stderr() {
+            if !e.use_stderr() || e.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
                 // Help and version are answers.
                 let _ = e.print();
                 return ExitCode::SUCCESS;

@@ -212,7 +212,7 @@ fn sizes_that_do_not_fit_are_refused() {
     let refused = |request: new::Request| new::Sizes::of(new::Family::Llama, &request).unwrap_err();
     assert!(refused(new::Request { preset: Some("1t".into()), ..Default::default() }).contains("no preset"));
     assert!(refused(new::Request { heads: Some(7), ..Default::default() }).contains("do not divide"));
-    assert!(refused(new::Request { layers: Some(0), ..Default::default() }).contains("at least 1"));
+    assert!(refused(new::Request { layers: Some(0), ..Default::default() }).contains("from 1 to"));
 }
 
 /// Reads and imports damaged bytes; what matters is that it returns.

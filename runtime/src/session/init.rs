@@ -27,7 +27,7 @@ pub(super) fn initialise(device: &mut Device, file: &PlanFile, seed: u64) -> Res
     let mut outside = Outside::new();
     for p in &plan.parameters {
         let named = |e: Error| match e {
-            Error::Data { name, reason } if name.is_empty() => Error::data(&p.name, reason),
+            Error::Data { name, reason, .. } if name.is_empty() => Error::data(&p.name, reason),
             other => other,
         };
         parameter(device, file, p, seed, &mut outside).map_err(named)?;
