@@ -2,8 +2,8 @@
 
 use super::place::{file, path, with_model};
 use super::{Rng, Target, mutate};
-use fp8c::import::onnx::external::ExternalFiles;
 use fp8c::import::json;
+use fp8c::import::onnx::external::ExternalFiles;
 use fp8c_runtime::session::{Session, SessionOptions};
 use fp8c_runtime::tensors::{HostTensor, TensorFile, write_tensors};
 
