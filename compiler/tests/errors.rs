@@ -99,7 +99,7 @@ fn prepare(folder: &Path) {
     write("short.txt", b"In the beginning");
     write("fft.json", FFT.as_bytes());
     write("policy.json", br#"[{"layer": "transformer.h.0.attm*", "format": "bf16"}]"#);
-    write("wide.bin", &numbers(0..1000u32, u32::to_le_bytes));
+    write("wide.bin", &numbers((0..1000u32).map(|i| i % 300), u32::to_le_bytes));
     write("foreign.bin", &numbers((0..1000u16).map(|i| i % 300), u16::to_le_bytes));
     write("ids.npy", &npy("<i8", "(8, 32)", numbers(0..256i64, i64::to_le_bytes)));
     write("labels.npy", &npy("<i8", "(8, 32)", numbers((0..256).map(|i| if i == 100 { -1 } else { i }), i64::to_le_bytes)));

@@ -16,7 +16,7 @@ pub struct Span {
 const LEAST: f64 = 1e-30;
 pub const LEARNING_RATE: Span = Span { least: LEAST, most: 1e6, zero: true };
 pub const WEIGHT_DECAY: Span = Span { least: LEAST, most: 1e6, zero: true };
-pub const EPS: Span = Span { least: LEAST, most: 1e6, zero: true };
+pub const EPS: Span = Span { least: LEAST, most: 1e30, zero: true };
 /// The largest is what f32 tells from 1.
 pub const BETA: Span = Span { least: LEAST, most: 0.9999999, zero: true };
 pub const CLIP: Span = Span { least: LEAST, most: 1e30, zero: false };

@@ -1,7 +1,7 @@
 //! `fp8c compile` and `fp8c check`.
 
 use super::args::{Check, Compile, EmitArg, ModelArgs, OptimizerArg, PrecisionArg, ScaleArg, StateArg};
-use super::failure::{Failure, unsupported};
+use super::failure::{Failure, any_of, unsupported};
 use super::{Done, Output};
 use crate::compile::{CompileOptions, Compiled, compile as run_compile, stages};
 use crate::cost::DeviceProfile;
@@ -43,16 +43,17 @@ pub fn compile(a: &Compile, output: Output) -> Done {
 
 /// A refusal; for want of memory with what else would save some.
 fn smaller(e: Error, options: &CompileOptions) -> Failure {
-    let infeasible = matches!(e, Error::Infeasible { .. });
+    let least = if let Error::Infeasible { least, .. } = &e { Some(least.0) } else { None };
     let mut failure = Failure::from(e);
     let savings = [
         ("--opt-state bf16", options.state != DType::Bf16),
         ("--precision fp8", options.precision != Precision::Fp8),
         ("--optimizer sgd", options.optimizer == Optimizer::AdamW),
     ];
-    if infeasible && !options.import.infer {
-        let of_use = savings.iter().filter(|(_, applies)| *applies).map(|(flag, _)| format!(", {flag}"));
-        failure.hint = failure.hint.map(|hint| hint + &of_use.collect::<String>());
+    if let Some(least) = least.filter(|_| !options.import.infer) {
+        let mut ways = vec![format!("--mem {least} or more"), "a smaller batch".into()];
+        ways.extend(savings.iter().filter(|(_, applies)| *applies).map(|(flag, _)| flag.to_string()));
+        failure.hint = Some(format!("compile with {}", any_of(&ways)));
     }
     failure
 }
@@ -198,7 +199,7 @@ pub fn check(a: &Check, output: Output) -> Done {
             Ok(())
         }
         false => {
-            let hint = "replace these operators where the model is made; docs/guide.md lists those that are accepted";
+            let hint = "replace these operators where the model is made, and export it again";
             Err(Failure::refused(unsupported(&gaps), hint))
         }
     }

@@ -52,7 +52,7 @@ impl From<Error> for Failure {
             Error::Unsupported { gaps } => {
                 Failure::refused(unsupported(&gaps), "`fp8c check MODEL` lists every gap of a model at once, without a budget")
             }
-            Error::Usage(m) => Failure::usage(m, "see `fp8c --help` and the user guide in docs/guide.md"),
+            Error::Usage(m) => Failure::usage(m, "see `fp8c compile --help`, or the user guide in docs/guide.md"),
             Error::Runtime(e) => e.into(),
             Error::Verify { pass, reason } => {
                 let message = format!("internal error after {pass}: {reason}");
@@ -81,7 +81,9 @@ impl From<RuntimeError> for Failure {
             RuntimeError::Checkpoint { .. } => "`--checkpoint DIR` must name a folder of checkpoints of the same model",
             RuntimeError::Device(_) => "`fp8c devices` lists what is here; --device cpu always works",
             RuntimeError::Diverged(_) => "lower --lr or raise --warmup",
-            RuntimeError::Usage(m) => return Failure::usage(m, "see `fp8c COMMAND --help`; `fp8c inspect PLAN` lists a plan's inputs"),
+            RuntimeError::Usage(m) => {
+                return Failure::usage(m, "see `fp8c train --help`; `fp8c inspect PLAN` lists a plan's inputs and parameters");
+            }
             RuntimeError::Io { path, source } => return io(path, source),
             RuntimeError::Kernel(_) => "compile the model again with this version of fp8c",
         };
@@ -97,7 +99,17 @@ fn infeasible(budget: Bytes, least: Bytes, event: &str, live: &[(String, Bytes)]
         least.0,
         alive.join("\n")
     );
-    Failure::refused(message, format!("compile with --mem {} or more, or a smaller batch", least.0))
+    let ways = [format!("--mem {} or more", least.0), "a smaller batch".into()];
+    Failure::refused(message, format!("compile with {}", any_of(&ways)))
+}
+
+/// `a, b or c`.
+pub fn any_of(ways: &[String]) -> String {
+    match ways {
+        [] => String::new(),
+        [one] => one.clone(),
+        [first @ .., last] => format!("{} or {last}", first.join(", ")),
+    }
 }
 
 /// All gaps, a line each.

@@ -1,7 +1,7 @@
 //! `fp8c train`.
 
 use super::args::{LabelsArg, Train};
-use super::failure::Failure;
+use super::failure::{Failure, any_of};
 use super::{Done, Output};
 use crate::quantity::Bytes;
 use fp8c_runtime::Error;
@@ -42,11 +42,15 @@ pub fn train(a: &Train, output: Output) -> Done {
 fn calmer(e: Error, options: &TrainOptions) -> Failure {
     let diverged = matches!(e, Error::Diverged(_));
     let mut failure = Failure::from(e);
-    let steadier =
-        [("--grad-clip 1", options.hyper.clip.is_none()), ("--loss-scale dynamic", options.hyper.loss_scaling != LossScaling::Dynamic)];
+    let steadier = [
+        ("a lower --lr", true),
+        ("a longer --warmup", true),
+        ("--grad-clip 1", options.hyper.clip.is_none()),
+        ("--loss-scale dynamic", options.hyper.loss_scaling != LossScaling::Dynamic),
+    ];
     if diverged {
-        let of_use = steadier.iter().filter(|(_, applies)| *applies).map(|(flag, _)| format!(", or set {flag}"));
-        failure.hint = failure.hint.map(|hint| hint + &of_use.collect::<String>());
+        let ways: Vec<String> = steadier.iter().filter(|(_, applies)| *applies).map(|(way, _)| way.to_string()).collect();
+        failure.hint = Some(format!("train with {}", any_of(&ways)));
     }
     failure
 }

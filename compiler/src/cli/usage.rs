@@ -1,5 +1,7 @@
 //! Mistakes on the command line, in the words of the other messages.
 
+use super::args::Cli;
+use clap::CommandFactory;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use std::error::Error;
 
@@ -8,7 +10,7 @@ pub fn explain(e: &clap::Error) -> (String, String) {
     let arg = text(e, ContextKind::InvalidArg).unwrap_or_default();
     let flag = arg.split([' ', '=']).next().unwrap_or_default().to_string();
     let value = text(e, ContextKind::InvalidValue).unwrap_or_default();
-    let help = format!("see `{} --help`", command(e));
+    let help = format!("see `{} --help`", command());
     match e.kind() {
         ErrorKind::ValueValidation if e.source().is_some() => {
             let rule = e.source().map(ToString::to_string).unwrap_or_default();
@@ -50,15 +52,9 @@ fn text(e: &clap::Error, kind: ContextKind) -> Option<String> {
     }
 }
 
-/// The command whose help has the answer, from the usage that clap would show.
-fn command(e: &clap::Error) -> String {
-    let usage = match e.get(ContextKind::Usage) {
-        Some(ContextValue::StyledStr(s)) => s.to_string(),
-        _ => String::new(),
-    };
-    let words: Vec<&str> = usage.split_whitespace().skip_while(|w| *w != "fp8c").collect();
-    match words[..] {
-        [_, name, ..] if name.bytes().all(|b| b.is_ascii_lowercase()) => format!("fp8c {name}"),
-        _ => "fp8c".into(),
-    }
+/// The command whose help has the answer, if there is one among the arguments.
+fn command() -> String {
+    let known = Cli::command();
+    let named = std::env::args().skip(1).find(|word| known.find_subcommand(word).is_some());
+    named.map_or("fp8c".into(), |name| format!("fp8c {name}"))
 }

@@ -103,8 +103,8 @@ impl Loader {
     }
 
     fn tokens(plan: &Plan, path: &Path, options: DataOptions) -> Result<Self, Error> {
-        let vocabulary = plan.inputs.iter().find(|p| p.name == "input_ids").and_then(|p| p.bound);
-        let windows = Windows::new(plan, Tokens::open(path, options.width, vocabulary)?, options.labels)?;
+        let tokens = Tokens::open(path, options.width, windows::ids(plan)?.bound)?;
+        let windows = Windows::new(plan, tokens, options.labels)?;
         let rows = windows.rows() * u64::from(plan.accumulation);
         let tokens_per_step = rows * windows.length();
         let notes = windows.notes().to_vec();

@@ -160,7 +160,8 @@ fn headerless(name: &str, data: &[u8], asked: Option<TokenWidth>, vocabulary: Op
         None => fault(format!("{} bytes are no whole number of tokens", data.len()), DataFault::Misfit),
         Some((bound, at)) => {
             let value = token(&data[2 * at as usize..2 * at as usize + 2]);
-            fault(format!("token {at} (byte {}) is {value}, and the vocabulary has {bound}", 2 * at), DataFault::Range)
+            let place = format!("read as 16-bit tokens, token {at} (byte {}) is {value}", 2 * at);
+            fault(format!("{place}, and the vocabulary has {bound}"), DataFault::Range)
         }
     }
 }

@@ -35,8 +35,7 @@ impl Windows {
     /// Pairs the plan's inputs with a token file: `input_ids` `[batch, length]`, `labels` of as many elements, and inputs that
     /// follow from these. `labels`: what was asked for.
     pub fn new(plan: &Plan, tokens: Tokens, labels: Option<Labels>) -> Result<Self, Error> {
-        let ids = plan.inputs.iter().find(|p| p.name == "input_ids" && is_integer(p));
-        let ids = ids.ok_or_else(|| Error::Usage("the model has no integer input input_ids; give each input as NAME=FILE.npy".into()))?;
+        let ids = ids(plan)?;
         let [rows, length] = ids.shape[..] else {
             return Err(Error::Usage(format!("input_ids has {} axes; token files fill [batch, length]", ids.shape.len())));
         };
@@ -163,6 +162,15 @@ impl Windows {
             Fill::Positions | Fill::Constant(_) => Error::data(&port.name, format!("element {element} is {value}, {}", takes(port))),
         }
     }
+}
+
+/// The input that a token file is for.
+///
+/// # Errors
+/// [`Error::Usage`] for a model without one.
+pub(super) fn ids(plan: &Plan) -> Result<&Port, Error> {
+    let ids = plan.inputs.iter().find(|p| p.name == "input_ids" && is_integer(p));
+    ids.ok_or_else(|| Error::Usage("the model has no integer input input_ids; give each input as NAME=FILE.npy".into()))
 }
 
 fn is_integer(p: &Port) -> bool {

@@ -115,7 +115,7 @@ fn tokens_outside_the_vocabulary_are_named() {
     let narrow = DataOptions { width: Some(TokenWidth::Narrow), ..Order::Sequential.into() };
     assert_eq!(refusal(&plan, &specs, narrow), format!("{}: token 4 (byte 8) is 126, but input_ids takes 0 to 99, or -100", specs[0]));
     let guessed = refusal(&plan, &specs, Order::Sequential);
-    assert!(guessed.ends_with("a.bin: token 4 (byte 8) is 126, and the vocabulary has 100"), "{guessed}");
+    assert!(guessed.ends_with("a.bin: read as 16-bit tokens, token 4 (byte 8) is 126, and the vocabulary has 100"), "{guessed}");
 }
 
 #[test]
@@ -252,7 +252,7 @@ fn the_width_of_tokens_without_a_header_is_told_or_asked_for() {
     let plan = language_model(1, 2, 1000, &[]);
     let at = |name: &str, bytes: &[u8]| file(folder.path(), name, bytes);
     let wide = at("w.bin", &words(&[7u32, 8, 9, 10].map(u32::to_le_bytes)));
-    let narrow = at("n.bin", &words(&[7u16, 8, 9, 10].map(u16::to_le_bytes)));
+    let narrow = at("n.bin", &words(&[7u16, 8, 9, 10, 11, 12].map(u16::to_le_bytes)));
     let first = |specs: &[String], width| {
         let loader = open(&plan, specs, DataOptions { width, ..Order::Sequential.into() })?;
         Ok::<_, String>(ints(&filled(&plan, &loader, 0), 0))

@@ -2,21 +2,27 @@
 
 use super::place::{LENGTH, file, with_model};
 use super::{Rng, Target, mutate};
-use fp8c_runtime::data::{Loader, Order};
+use fp8c_runtime::data::{DataOptions, Loader, Order, TokenWidth};
+use fp8c_runtime::plan::Labels;
 use fp8c_runtime::session::Batch;
 
 pub const TARGET: Target = Target { name: "tokens", run: tokens, seeds, mutate };
 
-/// Reads bytes as a text and as tokens, in and out of order.
+/// Reads bytes as a text and as tokens of either width, in and out of order.
 pub fn tokens(data: &[u8]) {
-    for name in ["x.txt", "x.bin"] {
+    let readings = [
+        ("x.txt", DataOptions::from(Order::Sequential)),
+        ("x.bin", Order::Shuffled { seed: 1 }.into()),
+        ("x.bin", DataOptions { width: Some(TokenWidth::Narrow), labels: Some(Labels::Same), order: Order::Sequential }),
+        ("x.bin", DataOptions { width: Some(TokenWidth::Wide), ..Order::Shuffled { seed: 2 }.into() }),
+    ];
+    for (name, options) in readings {
         let at = file(name, data).display().to_string();
         with_model(|m| {
             let mut batch = Batch::new(m.plan());
-            for order in [Order::Sequential, Order::Shuffled { seed: 1 }] {
-                if let Ok(loader) = Loader::open(m.plan(), std::slice::from_ref(&at), order) {
-                    [0, 2, 1 << 40].iter().for_each(|&position| drop(loader.fill(position, &mut batch)));
-                }
+            if let Ok(loader) = Loader::open(m.plan(), &[at], options) {
+                // What was searched when it was opened holds no value out of range.
+                [0, 2, 1 << 40].iter().for_each(|&position| loader.fill(position, &mut batch).expect("every token is in the vocabulary"));
             }
         });
     }

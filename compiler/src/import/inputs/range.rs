@@ -145,6 +145,11 @@ impl Solver<'_> {
                 let (least, most) = self.constant(below(y)).filter(|_| self.constant(below(x)).is_none())?;
                 self.solve(below(x), shifted(range, (most.checked_neg()?, least.checked_neg()?)))
             }
+            ExprNode::Select(c, yes, no) if self.is_known(below(c)) => match (self.constant(below(yes)), self.constant(below(no))) {
+                (None, Some(_)) => self.solve(below(yes), range),
+                (Some(_), None) => self.solve(below(no), range),
+                _ => None,
+            },
             ExprNode::Select(c, yes, no) => match self.test(below(c))? {
                 (Binary::Eq, x, y) => self.masked(range, (x, y), below(yes), below(no)),
                 (Binary::Ne, x, y) => self.masked(range, (x, y), below(no), below(yes)),
@@ -153,6 +158,15 @@ impl Solver<'_> {
             },
             _ => None,
         }
+    }
+
+    /// True for a condition that is constant, such as where a padded tensor is filled.
+    fn is_known(&self, t: Term) -> bool {
+        if let Term::Leaf(v) = t {
+            return self.graph.constant(v).is_some();
+        }
+        let Some((node, below)) = self.at(t) else { return false };
+        matches!(*node, ExprNode::Binary(Binary::And, x, y) if self.is_known(below(x)) && self.is_known(below(y)))
     }
 
     /// A comparison, or the negation of one.

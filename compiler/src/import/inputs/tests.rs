@@ -146,6 +146,8 @@ fn ranges_follow_casts_views_sums_and_masks() {
     assert_eq!(found(&[node("Sub", &["input_ids", "one"], "i", "")], "i"), Some((0, 11, None)));
     let masked = [node("Equal", &["input_ids", "masked"], "m", ""), node("Where", &["m", "zero", "input_ids"], "i", "")];
     assert_eq!(found(&masked, "i"), Some((0, 10, Some(-100))), "what the mask takes out is looked up nowhere");
+    let padded = [node("Pad", &["input_ids", "pads", "masked"], "p", ""), slice("p", "one", "far", "i")];
+    assert_eq!(found(&padded, "i"), Some((0, 10, None)), "the filling is not the input's");
     let unmasked = [node("Equal", &["labels", "masked"], "m", ""), node("Where", &["m", "zero", "input_ids"], "i", "")];
     assert_eq!(found(&unmasked, "i"), None, "another input's mask says nothing");
     assert_eq!(found(&[node("Mul", &["input_ids", "three"], "i", "")], "i"), None);
