@@ -141,6 +141,7 @@ fn header(model: &Path, options: &CompileOptions, imported: &Imported, budget: B
         precision: options.precision.name().into(),
         budget,
         accumulation: options.accumulation,
+        inputs: imported.inputs.clone(),
         optimizer: (!options.import.infer).then(|| options.optimizer.name().to_string()),
     }
 }

@@ -58,9 +58,12 @@ struct Demand {
 /// Gives every product that the policy permits to E4M3 and that reads fewer bytes so, its quantized operands.
 ///
 /// # Errors
-/// [`Error::Graph`] when the rewritten graph does not type, which is a fault of this pass.
+/// [`Error::Usage`] for a policy that names a layer that is not there; [`Error::Graph`] when the rewritten graph does not type, which is
+/// a fault of this pass.
 pub fn formats(graph: Graph, policy: &Policy, power_of_two: bool) -> Result<Graph, Error> {
-    let chosen = choose(&graph, policy)?;
+    let all = sites(&graph);
+    policy.check(&all.iter().map(|s| layer_of(&graph.node(s.node).site)).collect::<Vec<_>>())?;
+    let chosen = choose(&graph, policy, all)?;
     let mut demands: HashMap<ValueId, Demand> = HashMap::new();
     for site in &chosen {
         demands.entry(source(&graph, site.a.0)).or_default().ask(site.a.1, false, true);
@@ -101,8 +104,7 @@ fn source(graph: &Graph, v: ValueId) -> ValueId {
 }
 
 /// The sites whose extracted form is E4M3.
-fn choose(graph: &Graph, policy: &Policy) -> Result<Vec<Site>, Error> {
-    let all = sites(graph);
+fn choose(graph: &Graph, policy: &Policy, all: Vec<Site>) -> Result<Vec<Site>, Error> {
     let mut egraph: EGraph<Formats, ()> = EGraph::default();
     let roots: Vec<Id> = all
         .iter()

@@ -10,9 +10,9 @@ use crate::data::Loader;
 use crate::device::peak_rss_bytes;
 use crate::hyper::Hyper;
 use crate::metrics::{Continued, MetricsLog, StepMetrics};
+use crate::names::globs;
 use crate::schedule::LrSchedule;
 use crate::session::{Batch, SKIPS_THAT_DIVERGE, Session};
-use globset::{Glob, GlobSet, GlobSetBuilder};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -95,7 +95,9 @@ pub fn train(
     stop: &AtomicBool,
     tell: &mut dyn FnMut(Event<'_>),
 ) -> Result<Summary, Error> {
-    let excluded = globs(&options.no_decay)?;
+    let plan = session.shared_plan();
+    let names: Vec<&str> = plan.parameters.iter().map(|p| p.name.as_str()).collect();
+    let excluded = globs("--no-decay", &options.no_decay, "parameter", &names)?;
     session.set_decay(|name| !excluded.is_match(name))?;
     let started = Instant::now();
     let mut run = Run::begin(session, loader, options, tell)?;
@@ -119,14 +121,6 @@ pub fn train(
     run.summary.arena_peak_bytes = session.arena_peak_bytes();
     run.summary.peak_rss_bytes = peak_rss_bytes();
     Ok(run.summary)
-}
-
-fn globs(patterns: &[String]) -> Result<GlobSet, Error> {
-    let mut set = GlobSetBuilder::new();
-    for p in patterns {
-        set.add(Glob::new(p).map_err(|e| Error::Usage(format!("{p:?} is no glob ({e})")))?);
-    }
-    set.build().map_err(|e| Error::Usage(e.to_string()))
 }
 
 /// Says in which step a device failed.
