@@ -145,6 +145,9 @@ impl<'a> Run<'a> {
                 self.wrap();
             }
             let micro = self.plan.schedule.micro.len();
+            for id in self.zeroed.clone().into_iter().filter(|&id| (self.plan.tensor(id).last as usize) < micro) {
+                self.death(id);
+            }
             if !self.phase(micro..micro + self.plan.schedule.update.len()) {
                 return self.results;
             }
@@ -224,7 +227,9 @@ impl<'a> Run<'a> {
                 self.results.push((format!("the refusal of step {at}"), vec![]));
                 return false;
             }
-            for (id, _) in self.ids().into_iter().filter(|(_, t)| t.last as usize == at && !lasts(t)) {
+            // What dies with the micro-batch is read before.
+            let last = at + 1 == self.plan.schedule.micro.len();
+            for (id, _) in self.ids().into_iter().filter(|(_, t)| t.last as usize == at && !lasts(t) && !last) {
                 self.death(id);
             }
         }
@@ -275,7 +280,8 @@ impl<'a> Run<'a> {
 
     /// True for a tensor of the micro-batch that the update uses.
     fn crosses(&self, id: TensorId, t: &Tensor) -> bool {
-        t.last as usize >= self.plan.schedule.micro.len() && self.plan.schedule.update.iter().any(|s| s.args.contains(&id))
+        t.last as usize >= self.plan.schedule.micro.len()
+            && self.plan.schedule.update.iter().any(|s| s.args.contains(&id) || s.scratch == Some(id))
     }
 
     /// What lasts until the next step.
