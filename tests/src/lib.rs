@@ -19,8 +19,6 @@ use fp8c_runtime::session::{Batch, Session, SessionOptions};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-pub mod hostile;
-
 /// Threads that plans are made for and run with.
 pub const THREADS: usize = 2;
 
