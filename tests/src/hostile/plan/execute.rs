@@ -136,18 +136,16 @@ impl<'a> Run<'a> {
             for id in self.zeroed.clone() {
                 self.give(id, |bytes| bytes.fill(0));
             }
-            for m in 0..self.plan.accumulation.min(2) as u8 {
+            let passes = self.plan.accumulation.min(2) as u8;
+            for m in 0..passes {
                 self.inputs(2 * step + m);
                 if !self.phase(0..self.plan.schedule.micro.len()) {
                     return self.results;
                 }
                 self.read();
-                self.wrap();
+                self.wrap(m + 1 < passes);
             }
             let micro = self.plan.schedule.micro.len();
-            for id in self.zeroed.clone().into_iter().filter(|&id| (self.plan.tensor(id).last as usize) < micro) {
-                self.death(id);
-            }
             if !self.phase(micro..micro + self.plan.schedule.update.len()) {
                 return self.results;
             }
@@ -267,21 +265,15 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// What a micro-batch leaves behind for nobody is dead; before the update, what it reads is not.
-    fn wrap(&mut self) {
+    /// Between two micro-batches only what lasts is alive, and the sums; before the update, what lives on into it is.
+    fn wrap(&mut self, more: bool) {
         let micro = self.plan.schedule.micro.len();
         for (id, t) in self.ids() {
-            let ends = (t.last as usize) < micro || self.plan.accumulation > 1;
-            if ends && !lasts(t) && !self.zeroed.contains(&id) && !self.crosses(id, t) {
+            let kept = if more { self.zeroed.contains(&id) } else { t.last as usize >= micro };
+            if !kept && !lasts(t) {
                 self.death(id);
             }
         }
-    }
-
-    /// True for a tensor of the micro-batch that the update uses.
-    fn crosses(&self, id: TensorId, t: &Tensor) -> bool {
-        t.last as usize >= self.plan.schedule.micro.len()
-            && self.plan.schedule.update.iter().any(|s| s.args.contains(&id) || s.scratch == Some(id))
     }
 
     /// What lasts until the next step.
