@@ -5,13 +5,35 @@ use crate::Fault;
 
 #[derive(Clone, Debug)]
 pub(crate) enum Async {
-    Init { at: Address, count: Source },
-    Invalidate { at: Address },
+    Init {
+        at: Address,
+        count: Source,
+    },
+    Invalidate {
+        at: Address,
+    },
     /// Arrives `count` times and, before it, expects `bytes`.
-    Arrive { at: Address, count: Source, bytes: Source },
-    Expect { at: Address, bytes: Source },
-    TryWait { to: usize, at: Address, parity: Source },
-    BulkCopy { to: Address, from: Address, bytes: Source, barrier: Address, blocks: Option<Source> },
+    Arrive {
+        at: Address,
+        count: Source,
+        bytes: Source,
+    },
+    Expect {
+        at: Address,
+        bytes: Source,
+    },
+    TryWait {
+        to: usize,
+        at: Address,
+        parity: Source,
+    },
+    BulkCopy {
+        to: Address,
+        from: Address,
+        bytes: Source,
+        barrier: Address,
+        blocks: Option<Source>,
+    },
     /// `fence.proxy.async`.
     ProxyFence,
     /// `fence.mbarrier_init`.
@@ -19,10 +41,22 @@ pub(crate) enum Async {
     MultiplyFence,
     Multiply(Product),
     CommitProducts,
-    WaitProducts { pending: u64 },
-    MaxRegisters { count: u64, more: bool },
-    Elect { lane: Option<usize>, to: usize },
-    MapShared { to: usize, from: Source, block: Source },
+    WaitProducts {
+        pending: u64,
+    },
+    MaxRegisters {
+        count: u64,
+        more: bool,
+    },
+    Elect {
+        lane: Option<usize>,
+        to: usize,
+    },
+    MapShared {
+        to: usize,
+        from: Source,
+        block: Source,
+    },
     ClusterArrive,
     ClusterWait,
 }

@@ -65,25 +65,86 @@ pub(crate) enum Special {
 
 #[derive(Clone, Debug)]
 pub(crate) enum Kind {
-    Plain { op: Op, to: usize, from: Vec<Source> },
-    Special { to: usize, which: Special },
-    Parameter { to: usize, number: usize },
-    Pack { to: usize, from: Vec<Source>, bits: u32 },
-    Unpack { to: Vec<Option<usize>>, from: Source, bits: u32 },
-    Load { space: Space, to: Vec<Option<usize>>, bytes: usize, signed: bool, from: Address },
-    Store { space: Space, from: Vec<Source>, bytes: usize, to: Address },
-    Branch { to: usize },
+    Plain {
+        op: Op,
+        to: usize,
+        from: Vec<Source>,
+    },
+    Special {
+        to: usize,
+        which: Special,
+    },
+    Parameter {
+        to: usize,
+        number: usize,
+    },
+    Pack {
+        to: usize,
+        from: Vec<Source>,
+        bits: u32,
+    },
+    Unpack {
+        to: Vec<Option<usize>>,
+        from: Source,
+        bits: u32,
+    },
+    Load {
+        space: Space,
+        to: Vec<Option<usize>>,
+        bytes: usize,
+        signed: bool,
+        from: Address,
+    },
+    Store {
+        space: Space,
+        from: Vec<Source>,
+        bytes: usize,
+        to: Address,
+    },
+    Branch {
+        to: usize,
+    },
     Return,
     /// `bar`: number of the barrier and, if not all of the block, of threads; `waits` unless it is `bar.arrive`.
-    Barrier { number: Source, threads: Option<Source>, waits: bool },
+    Barrier {
+        number: Source,
+        threads: Option<Source>,
+        waits: bool,
+    },
     WarpBarrier,
-    Shuffle { to: usize, from: Source, lane: Source, xor: bool },
-    Ballot { to: usize, from: Source },
-    Matrices { to: [usize; 4], from: Address, transposed: bool },
-    Mma { to: [usize; 4], a: [Source; 4], b: [Source; 2], c: [Source; 4], codes: bool },
-    Copy { to: Address, from: Address, bytes: Source },
+    Shuffle {
+        to: usize,
+        from: Source,
+        lane: Source,
+        xor: bool,
+    },
+    Ballot {
+        to: usize,
+        from: Source,
+    },
+    Matrices {
+        to: [usize; 4],
+        from: Address,
+        transposed: bool,
+    },
+    Mma {
+        to: [usize; 4],
+        a: [Source; 4],
+        b: [Source; 2],
+        c: [Source; 4],
+        codes: bool,
+    },
+    /// Copies `bytes` and fills the rest of `size` with zeros.
+    Copy {
+        to: Address,
+        from: Address,
+        size: u64,
+        bytes: Source,
+    },
     Commit,
-    Wait { pending: u64 },
+    Wait {
+        pending: u64,
+    },
     /// A fence among generic accesses, which barriers imply here.
     Fence,
     Async(Async),
@@ -350,9 +411,10 @@ impl Parser<'_> {
                 c: self.sources(&braced(arg(3)))?,
                 codes: name.contains("e4m3"),
             },
-            "cp.async.cg.shared.global" if arg(2) == "16" => {
-                let bytes = if args.len() > 3 { self.source(arg(3))? } else { Source::Constant(16) };
-                Kind::Copy { to: self.address(arg(0))?, from: self.address(arg(1))?, bytes }
+            "cp.async.cg.shared.global" | "cp.async.ca.shared.global" if matches!(arg(2), "4" | "8" | "16") => {
+                let size = arg(2).parse().unwrap_or(16);
+                let bytes = if args.len() > 3 { self.source(arg(3))? } else { Source::Constant(size) };
+                Kind::Copy { to: self.address(arg(0))?, from: self.address(arg(1))?, size, bytes }
             }
             _ => match self.asynchronous(name, args)? {
                 Some(kind) => Kind::Async(kind),
