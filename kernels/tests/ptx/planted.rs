@@ -10,9 +10,10 @@ use fp8c_kernels::ptx::{Module, Tile, generate_tiled};
 enum Which {
     All,
     First,
+    Second,
     Last,
 }
-use Which::{All, First, Last};
+use Which::{All, First, Last, Second};
 
 /// How a line is changed.
 #[derive(Clone, Copy)]
@@ -23,8 +24,10 @@ enum Change {
     Impatient,
     /// A `try_wait` waits for the other parity.
     Parity,
+    /// Matrix descriptors lose some bits.
+    Descriptor(u64),
 }
-use Change::{Drop, Impatient, Parity, Replace};
+use Change::{Descriptor, Drop, Impatient, Parity, Replace};
 
 /// A fault: lines with a pattern, what happens to them, and what the interpreter says; "" where only the numbers are wrong.
 struct Fault(&'static str, Which, &'static str, Change, &'static str);
@@ -38,7 +41,7 @@ const FAULTS: [Fault; 24] = [
     Fault("a stage announced one copy early", First, "cp.async.wait_group", Replace("group \t1", "group \t2"), "undefined"),
     Fault("copies that no group holds", All, "cp.async.commit_group", Drop, "undefined"),
     Fault("a stage never announced", First, "mbarrier.arrive", Drop, "never ends"),
-    Fault("a stage never freed", Last, "mbarrier.arrive", Drop, "never ends"),
+    Fault("a stage never freed", Second, "mbarrier.arrive", Drop, "never ends"),
     Fault("a stage used before it is announced", Last, "mbarrier.try_wait", Impatient, ""),
     Fault("a stage reused before it is freed", First, "mbarrier.try_wait", Impatient, ""),
     Fault("the wrong parity of a full stage", Last, "mbarrier.try_wait", Parity, ""),
@@ -51,7 +54,7 @@ const FAULTS: [Fault; 24] = [
     Fault("more registers than there are", All, "setmaxnreg.inc", Replace("224", "240"), "waits for registers"),
     Fault("a product on top of the last", All, "wgmma.mma_async", Replace(", 0, 1, 1;", ", 1, 1, 1;"), ""),
     Fault("a product that forgets the slices before", Last, "wgmma.mma_async", Replace(", 1, 1, 1;", ", 0, 1, 1;"), ""),
-    Fault("descriptors without swizzle", All, "46116862933388492", Replace("46116862933388492", "2749114613762"), ""),
+    Fault("descriptors without swizzle", All, "46116862933388492", Descriptor(3 << 62), ""),
     Fault("a slice one chunk too far", All, "849284;", Replace("849284", "849285"), ""),
     Fault("lanes that keep their own columns", All, "shfl.sync.bfly", Replace(", 1, 31", ", 0, 31"), ""),
 ];
@@ -62,6 +65,7 @@ fn planted(text: &str, Fault(name, which, pattern, change, _): &Fault) -> String
     let chosen = match which {
         All => with.clone(),
         First => with.first().copied().into_iter().collect(),
+        Second => with.get(1).copied().into_iter().collect(),
         Last => with.last().copied().into_iter().collect(),
     };
     let changed = |line: &str| {
@@ -70,6 +74,13 @@ fn planted(text: &str, Fault(name, which, pattern, change, _): &Fault) -> String
             Drop => String::new(),
             Replace(from, to) => line.replace(from, to),
             Impatient => format!("mov.pred {}, -1;", operands[0]),
+            Descriptor(bits) => {
+                let without = |word: &str| match word.trim_end_matches(';').parse::<u64>() {
+                    Ok(d) => format!("{};", d & !bits),
+                    Err(_) => word.to_string(),
+                };
+                line.split(' ').map(without).collect::<Vec<_>>().join(" ")
+            }
             Parity => {
                 let parity = operands[operands.len() - 1];
                 format!("xor.b32 {parity}, {parity}, 1;\n{line}\nxor.b32 {parity}, {parity}, 1;")

@@ -48,22 +48,7 @@ impl Warp<'_> {
                     self.set(register, lane, value >> (i as u32 * bits) & mask);
                 }
             }
-            Kind::Load { space, to, bytes, signed, from } => {
-                let all = cluster.read(*space, self.block, self.address(*from, lane), bytes * to.len(), self.slot(lane))?;
-                for (i, register) in to.iter().enumerate().filter_map(|(i, r)| r.map(|r| (i, r))) {
-                    let unused = 64 - 8 * *bytes as u32;
-                    let raw = ((all >> (8 * bytes * i)) as u64) << unused;
-                    self.set(register, lane, if *signed { ((raw as i64) >> unused) as u64 } else { raw >> unused });
-                }
-            }
-            Kind::Store { space, from, bytes, to } => {
-                let mask = u128::MAX >> (128 - 8 * bytes);
-                let all = from
-                    .iter()
-                    .rev()
-                    .fold(0u128, |v, s| v.checked_shl(8 * *bytes as u32).unwrap_or(0) | (self.value(*s, lane) as u128 & mask));
-                cluster.write(*space, self.block, self.address(*to, lane), bytes * from.len(), all, self.slot(lane))?;
-            }
+            Kind::Load { .. } | Kind::Store { .. } => self.access(kind, lane, cluster)?,
             Kind::Copy { to, from, size, bytes } => {
                 let bytes = self.value(*bytes, lane) as u32 as u64;
                 let copy = Pending { to: self.address(*to, lane), from: self.address(*from, lane), size: *size, bytes };
@@ -79,6 +64,30 @@ impl Warp<'_> {
                         self.land(copy, lane, cluster)?;
                     }
                 }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// A load or a store of one lane.
+    fn access(&mut self, kind: &Kind, lane: usize, cluster: &mut Cluster<'_>) -> Step {
+        match kind {
+            Kind::Load { space, to, bytes, signed, from } => {
+                let all = cluster.read(*space, self.block, self.address(*from, lane), bytes * to.len(), self.slot(lane))?;
+                for (i, register) in to.iter().enumerate().filter_map(|(i, r)| r.map(|r| (i, r))) {
+                    let unused = 64 - 8 * *bytes as u32;
+                    let raw = ((all >> (8 * bytes * i)) as u64) << unused;
+                    self.set(register, lane, if *signed { ((raw as i64) >> unused) as u64 } else { raw >> unused });
+                }
+            }
+            Kind::Store { space, from, bytes, to } => {
+                let mask = u128::MAX >> (128 - 8 * bytes);
+                let all = from
+                    .iter()
+                    .rev()
+                    .fold(0u128, |v, s| v.checked_shl(8 * *bytes as u32).unwrap_or(0) | (self.value(*s, lane) as u128 & mask));
+                cluster.write(*space, self.block, self.address(*to, lane), bytes * from.len(), all, self.slot(lane))?;
             }
             _ => {}
         }
