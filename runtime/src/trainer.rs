@@ -108,6 +108,14 @@ fn globs(patterns: &[String]) -> Result<GlobSet, Error> {
     set.build().map_err(|e| Error::Usage(e.to_string()))
 }
 
+/// Says in which step a device failed.
+fn at_step(e: Error, step: u64) -> Error {
+    match e {
+        Error::Device(reason) => Error::Device(format!("step {step}: {reason}")),
+        other => other,
+    }
+}
+
 /// A training under way.
 struct Run {
     position: Position,
@@ -144,7 +152,7 @@ impl Run {
         let started = Instant::now();
         let hyper = Hyper { learning_rate: options.schedule.at(self.position.step), ..options.hyper.clone() };
         loader.fill(self.position.samples, batch)?;
-        let result = session.step(batch, &hyper)?;
+        let result = session.step(batch, &hyper).map_err(|e| at_step(e, self.position.step + 1))?;
         self.position.step += 1;
         self.position.samples += loader.samples_per_step();
         self.position.skipped += u64::from(result.skipped);

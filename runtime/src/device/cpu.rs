@@ -1,6 +1,6 @@
 //! The CPU: one anonymous mapping as arena, one thread pool, kernels run as data.
 
-use super::{memory, reach};
+use super::{FETCH_BYTES, Fetched, memory, reach};
 use crate::Error;
 use crate::plan::{Plan, Step, TensorId};
 use fp8c_kernels::KernelError;
@@ -18,6 +18,7 @@ pub(crate) struct CpuDevice {
     kernels: Vec<Prepared>,
     pool: ThreadPool,
     touched: u64,
+    fetched: Fetched,
 }
 
 /// A step with addresses.
@@ -71,7 +72,7 @@ impl CpuDevice {
         };
         let steps = plan.schedule.micro.iter().chain(&plan.schedule.update).map(bound).collect();
         let kernels = plan.kernels.iter().map(|k| Prepared::new(&k.kernel)).collect::<Result<_, _>>().map_err(Error::Kernel)?;
-        Ok(CpuDevice { arena, steps, kernels, pool, touched: 0 })
+        Ok(CpuDevice { arena, steps, kernels, pool, touched: 0, fetched: [0; FETCH_BYTES] })
     }
 
     pub fn threads(&self) -> usize {
@@ -97,6 +98,16 @@ impl CpuDevice {
     pub fn read(&self, offset: u64, bytes: &mut [u8]) -> Result<(), Error> {
         bytes.copy_from_slice(&self.arena[self.range(offset, bytes.len() as u64)?]);
         Ok(())
+    }
+
+    pub fn fetch(&mut self, offset: u64, bytes: usize) -> Result<(), Error> {
+        let range = self.range(offset, bytes as u64)?;
+        self.fetched[..bytes].copy_from_slice(&self.arena[range]);
+        Ok(())
+    }
+
+    pub fn fetched(&self) -> Fetched {
+        self.fetched
     }
 
     pub fn zero(&mut self, offset: u64, bytes: u64) -> Result<(), Error> {

@@ -56,7 +56,9 @@ impl Clocks {
     /// Clocks for the `cluster`-th cluster of a launch, of `threads` threads.
     pub fn new(cluster: u32, threads: usize) -> Self {
         let base = cluster * (threads + MAX_BARRIERS) as u32;
-        Clocks { base, threads, now: 1, of: vec![Rc::new(Order::none(threads)); threads] }
+        // All share one until they part.
+        let none = Rc::new(Order::none(threads));
+        Clocks { base, threads, now: 1, of: vec![none; threads] }
     }
 
     pub fn threads(&self) -> usize {
@@ -79,6 +81,11 @@ impl Clocks {
     fn slot_of(&self, id: u32) -> Option<usize> {
         let slot = id.wrapping_sub(self.base + 1) as usize;
         (slot < self.threads + MAX_BARRIERS).then_some(slot)
+    }
+
+    /// Whether an agent is of this cluster: others are ordered with nobody here.
+    pub fn knows(&self, id: u32) -> bool {
+        self.slot_of(id).is_some()
     }
 
     /// Whether an access by agent `id` at `time` is ordered before what agent `slot`, after `order`, does now.

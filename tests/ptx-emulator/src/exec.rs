@@ -3,10 +3,11 @@
 use crate::barriers::{BulkCopy, ClusterBarrier, MBarrier, Named, Place, SHARED_WINDOW};
 use crate::clock::{Agent, Clocks, Order};
 use crate::counts::Counts;
+use crate::global::Global;
 use crate::memory::{Actor, Contents, Path, Region};
 use crate::parse::{Entry, Program, Space};
 use crate::warp::{LANES, Stop, Warp};
-use crate::{Allocation, Fault, Launch};
+use crate::{Fault, Launch};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// Registers of a multiprocessor.
@@ -16,7 +17,7 @@ const REGISTERS_MAX: u64 = 255;
 
 /// What the threads of a cluster share.
 pub(crate) struct Cluster<'g> {
-    pub global: &'g mut [(u64, Region)],
+    pub global: &'g mut Global,
     /// One for each block.
     pub shared: Vec<Region>,
     pub clocks: Clocks,
@@ -61,7 +62,7 @@ impl Cluster<'_> {
         let (agent, order) = (self.clocks.thread(slot), self.clocks.of(slot));
         let by = Actor { agent, order, clocks: &self.clocks, path: Path::Generic };
         if space == Space::Global {
-            let (region, at) = find(self.global, address)?;
+            let (region, at) = self.global.region(address)?;
             return access(region, at, &by);
         }
         let (block, at) = self.place(block, address)?;
@@ -84,45 +85,30 @@ impl Cluster<'_> {
     pub fn global_bulk(&mut self, from: u64, size: usize, issuer: Agent, order: &Order) -> Result<Vec<u8>, String> {
         self.counts.global_reads.request(&[(from, size as u64)]);
         let by = Actor { agent: issuer, order, clocks: &self.clocks, path: Path::Bulk };
-        let (region, at) = find(self.global, from)?;
+        let (region, at) = self.global.region(from)?;
         region.read_bulk(at, size, &by)
     }
 }
 
-fn find(global: &mut [(u64, Region)], address: u64) -> Result<(&mut Region, u64), String> {
-    let next = global.partition_point(|(start, _)| *start <= address);
-    match next.checked_sub(1).map(|i| &mut global[i]) {
-        // The region says how far beyond its end an access is.
-        Some((start, region)) if address - *start < 1 << 40 => Ok((region, address - *start)),
-        _ => Err(format!("address {address:#x} belongs to no buffer")),
-    }
-}
-
 /// Runs all blocks of a launch, cluster after cluster.
-pub(crate) fn run(program: &Program, launch: &Launch<'_>, parameters: &[u64], memory: &mut [Allocation]) -> Result<Counts, Fault> {
+pub(crate) fn run(program: &Program, launch: &Launch<'_>, parameters: &[u64], global: &mut Global) -> Result<Counts, Fault> {
     let fault = |reason: String| Fault { line: 0, reason };
     let entry = program.entries.get(launch.entry).ok_or_else(|| fault(format!("no entry {}", launch.entry)))?;
-    if entry.parameters != parameters.len() || !launch.threads.is_multiple_of(32) {
-        let n = parameters.len();
-        return Err(fault(format!("{} parameters and {n} values, {} threads", entry.parameters, launch.threads)));
+    let (want, have) = (entry.parameters.len(), parameters.len());
+    if want != have || !launch.threads.is_multiple_of(32) {
+        return Err(fault(format!("{want} parameters and {have} values, {} threads", launch.threads)));
     }
     let size = entry.cluster;
     if !launch.blocks.is_multiple_of(size) {
         return Err(fault(format!("{} blocks in clusters of {size}", launch.blocks)));
     }
     let mut counts = Counts::default();
-    let mut global: Vec<(u64, Region)> =
-        memory.iter_mut().map(|m| (m.address, Region::new(std::mem::take(&mut m.bytes), m.contents))).collect();
-    global.sort_by_key(|(address, _)| *address);
     // Any order of blocks is right; an unusual one finds more.
     let result = (0..launch.blocks / size).rev().try_for_each(|cluster| {
         let first = cluster * size;
-        run_cluster(entry, launch, parameters, [cluster, first, size], &mut global, &mut counts)
+        run_cluster(entry, launch, parameters, [cluster, first, size], global, &mut counts)
     });
-    for m in memory {
-        let place = global.iter_mut().find(|(address, region)| *address == m.address && !region.bytes.is_empty());
-        m.bytes = place.map(|(_, region)| std::mem::take(&mut region.bytes)).unwrap_or_default();
-    }
+    global.settle();
     result.map(|()| counts)
 }
 
@@ -131,7 +117,7 @@ fn run_cluster(
     launch: &Launch<'_>,
     parameters: &[u64],
     [number, first, size]: [u32; 3],
-    global: &mut [(u64, Region)],
+    global: &mut Global,
     counts: &mut Counts,
 ) -> Result<(), Fault> {
     let bytes = entry.shared + launch.shared_bytes as usize;

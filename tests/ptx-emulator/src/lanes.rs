@@ -1,7 +1,6 @@
 //! What lanes do: registers, memory, copies, shuffles, `mma`.
 
 use crate::exec::Cluster;
-use crate::float::{from_bf16, from_e4m3};
 use crate::memory::{Actor, Path, Region};
 use crate::parse::{Address, Async, Instruction, Kind, Source, Space, Special};
 use crate::warp::{LANES, Step, Warp};
@@ -19,11 +18,6 @@ impl Warp<'_> {
     /// An instruction of one lane.
     pub fn lane(&mut self, kind: &Kind, lane: usize, cluster: &mut Cluster<'_>) -> Step {
         match kind {
-            Kind::Plain { op, to, from } => {
-                let mut x = [0; 4];
-                from.iter().zip(&mut x).for_each(|(s, x)| *x = self.value(*s, lane));
-                self.set(*to, lane, op(x));
-            }
             Kind::Special { to, which } => {
                 let value = match which {
                     Special::Thread => (self.number() * LANES + lane) as u32,
@@ -227,28 +221,5 @@ impl Warp<'_> {
             }
         }
         Ok(())
-    }
-
-    /// `mma` of 16 x 8 with 32 bytes of depth.
-    fn mma(&mut self, to: [usize; 4], a: &[[u64; LANES]; 4], b: &[[u64; LANES]; 2], c: &[[u64; LANES]; 4], codes: bool) {
-        let per_register = if codes { 4 } else { 2 };
-        let element = |register: u64, i: usize| match codes {
-            true => from_e4m3((register >> (8 * i)) as u8) as f64,
-            false => from_bf16((register >> (16 * i)) as u16) as f64,
-        };
-        for (i, (&register, start)) in to.iter().zip(c).enumerate() {
-            for (lane, &start) in start.iter().enumerate() {
-                let (row, col) = (lane / 4 + 8 * (i / 2), 2 * (lane % 4) + i % 2);
-                let mut sum = f32::from_bits(start as u32) as f64;
-                for k in 0..8 * per_register {
-                    // Four lanes hold a slice of the depth, in two halves.
-                    let (half, within) = (k / (4 * per_register), k % (4 * per_register));
-                    let (quad, part) = (within / per_register, within % per_register);
-                    let left = element(a[row / 8 + 2 * half][4 * (row % 8) + quad], part);
-                    sum += left * element(b[half][4 * col + quad], part);
-                }
-                self.set(register, lane, (sum as f32).to_bits() as u64);
-            }
-        }
     }
 }

@@ -15,14 +15,18 @@ mod clock;
 mod counts;
 mod exec;
 mod float;
+mod global;
 mod lanes;
 mod memory;
 mod ops;
 mod parse;
 mod products;
+mod readers;
 mod warp;
+mod wide;
 
 pub use counts::{Banks, Counts, Traffic};
+pub use global::{Access, Global};
 pub use memory::{Buffer, Contents};
 pub use parse::Program;
 
@@ -52,33 +56,32 @@ pub struct Launch<'a> {
     pub shared_bytes: u32,
 }
 
-/// Global memory from an address on.
-#[derive(Clone, Debug)]
-pub struct Allocation {
-    pub address: u64,
-    pub bytes: Vec<u8>,
-    pub contents: Contents,
-}
+/// Bits of an address below the number of its buffer: far apart, so that an access beyond a buffer is in none.
+const BUFFER_SHIFT: u32 = 40;
 
-/// Runs an entry on allocations that do not overlap; `parameters` are the values of its parameters.
+/// Runs an entry on global memory, given the values of its parameters.
 ///
 /// # Errors
-/// A [`Fault`], after which the allocations hold whatever was written until then.
-pub fn launch(program: &Program, launch: &Launch<'_>, parameters: &[u64], memory: &mut [Allocation]) -> Result<Counts, Fault> {
-    exec::run(program, launch, parameters, memory)
+/// A [`Fault`], after which the memory holds whatever was written until then.
+pub fn launch(program: &Program, launch: &Launch<'_>, parameters: &[u64], global: &mut Global) -> Result<Counts, Fault> {
+    exec::run(program, launch, parameters, global)
 }
 
-/// Runs an entry whose parameters are the addresses of `buffers`.
+/// [`launch`] with the addresses of `buffers` as parameters, each an allocation of its own.
 ///
 /// # Errors
 /// A [`Fault`], after which the buffers hold whatever was written until then.
 pub fn run(program: &Program, launch: &Launch<'_>, buffers: &mut [Buffer]) -> Result<Counts, Fault> {
-    // Far apart, so that an access beyond a buffer is in none.
-    let address = |number: usize| (number as u64 + 1) << 40;
-    let parameters: Vec<u64> = (0..buffers.len()).map(address).collect();
-    let allocation = |(b, &address): (&mut Buffer, &u64)| Allocation { address, bytes: std::mem::take(&mut b.bytes), contents: b.contents };
-    let mut memory: Vec<_> = buffers.iter_mut().zip(&parameters).map(allocation).collect();
-    let result = exec::run(program, launch, &parameters, &mut memory);
-    buffers.iter_mut().zip(memory).for_each(|(b, m)| b.bytes = m.bytes);
+    let (mut global, mut parameters) = (Global::default(), vec![]);
+    for (n, b) in buffers.iter_mut().enumerate() {
+        let address = (n as u64 + 1) << BUFFER_SHIFT;
+        let inserted = global.insert(address, std::mem::take(&mut b.bytes), b.contents);
+        inserted.map_err(|reason| Fault { line: 0, reason })?;
+        parameters.push(address);
+    }
+    let result = exec::run(program, launch, &parameters, &mut global);
+    for (b, address) in buffers.iter_mut().zip(parameters) {
+        b.bytes = global.remove(address).unwrap_or_default();
+    }
     result
 }

@@ -1,6 +1,7 @@
 //! Memory that remembers who touched what.
 
 use crate::clock::{Agent, Clocks, Order};
+use crate::readers::{NOBODY, Readers};
 
 /// What a buffer holds before a launch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +40,7 @@ pub enum Path {
 }
 
 impl Actor<'_> {
-    fn after_access(&self, id: u32, time: u32) -> bool {
+    pub fn after_access(&self, id: u32, time: u32) -> bool {
         id == 0 || self.clocks.before(id, time, self.order, self.agent.slot)
     }
 
@@ -49,30 +50,6 @@ impl Actor<'_> {
         }
         let fenced = self.path == Path::Generic || id == 0 || self.clocks.before_async(id, time, self.order);
         if fenced { Ok(()) } else { Err("has no fence.proxy.async after") }
-    }
-}
-
-const LANES: u32 = 32;
-
-/// A read: by one thread, or by any lanes of its warp.
-#[derive(Clone, Copy)]
-struct Reader {
-    id: u32,
-    time: u32,
-    warp: bool,
-}
-
-impl Reader {
-    fn before(&self, by: &Actor<'_>) -> bool {
-        let first = (self.id - 1) / LANES * LANES + 1;
-        match self.warp {
-            false => by.after_access(self.id, self.time),
-            true => (first..first + LANES).all(|id| by.after_access(id, self.time)),
-        }
-    }
-
-    fn same_warp(&self, id: u32) -> bool {
-        (self.id - 1) / LANES == (id - 1) / LANES
     }
 }
 
@@ -89,62 +66,51 @@ enum Flight {
     Barrier,
 }
 
-#[derive(Clone, Default)]
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
 struct Shadow {
-    undefined: bool,
     flight: Flight,
     writer: u32,
     written: u32,
-    /// The first of the reads since the write; more are in `readers`.
-    reader: Option<Reader>,
-    readers: Option<Box<Vec<Reader>>>,
-}
-
-impl Shadow {
-    fn read(&mut self, by: &Actor<'_>) {
-        let new = Reader { id: by.agent.id, time: by.clocks.now(), warp: by.path == Path::Matrix };
-        let more = self.readers.as_deref().is_some_and(|r| !r.is_empty());
-        match &mut self.reader {
-            None => self.reader = Some(new),
-            // A later read stands for those ordered before it.
-            Some(r) if !more && r.before(by) => *r = new,
-            Some(r) if r.same_warp(new.id) => *r = Reader { warp: new.warp || r.warp || r.id != new.id, ..new },
-            Some(_) => {
-                let readers = self.readers.get_or_insert_default();
-                match readers.iter_mut().find(|r| r.same_warp(new.id)) {
-                    Some(r) => *r = Reader { warp: new.warp || r.warp || r.id != new.id, ..new },
-                    None => readers.push(new),
-                }
-            }
-        }
-    }
-
-    fn unordered_reader(&self, by: &Actor<'_>) -> Option<u32> {
-        let more = self.readers.iter().flat_map(|r| r.iter());
-        self.reader.iter().chain(more).find(|r| !r.before(by)).map(|r| r.id)
-    }
-
-    fn write(&mut self, by: &Actor<'_>) {
-        (self.undefined, self.writer, self.written, self.reader) = (false, by.agent.id, by.clocks.now(), None);
-        if let Some(r) = &mut self.readers {
-            r.clear();
-        }
-    }
+    /// Number of the set of reads since the write.
+    readers: u32,
 }
 
 /// Bytes of a page of shadows, which exist only where memory is touched.
 const PAGE: usize = 1024;
 
+/// Runs `each` on the shadow of every byte of a range.
+fn each_shadow(
+    pages: &mut [Option<Box<[Shadow]>>],
+    at: usize,
+    size: usize,
+    mut each: impl FnMut(usize, &mut Shadow) -> Result<(), String>,
+) -> Result<(), String> {
+    let mut i = at;
+    while i < at + size {
+        let page = pages[i / PAGE].get_or_insert_with(|| vec![Shadow::default(); PAGE].into());
+        let end = (at + size).min((i / PAGE + 1) * PAGE);
+        for shadow in &mut page[i % PAGE..i % PAGE + end - i] {
+            each(i, shadow)?;
+            i += 1;
+        }
+    }
+    Ok(())
+}
+
 /// Bytes with their shadows.
 pub struct Region {
     pub bytes: Vec<u8>,
+    defined: Vec<bool>,
     pages: Vec<Option<Box<[Shadow]>>>,
-    contents: Contents,
+    readers: Readers,
+    writable: bool,
 }
 
 impl Region {
     pub fn new(bytes: Vec<u8>, contents: Contents) -> Self {
-        Region { pages: vec![None; bytes.len().div_ceil(PAGE)], bytes, contents }
+        let defined = vec![contents != Contents::Undefined; bytes.len()];
+        let pages = vec![None; bytes.len().div_ceil(PAGE)];
+        Region { pages, readers: Readers::default(), defined, bytes, writable: contents != Contents::ReadOnly }
     }
 
     fn check(&self, at: u64, size: usize) -> Result<usize, String> {
@@ -153,52 +119,82 @@ impl Region {
         Ok(at as usize)
     }
 
-    /// Runs `each` on the shadow of every byte of a range.
-    fn shadows(&mut self, at: usize, size: usize, mut each: impl FnMut(usize, &mut Shadow) -> Result<(), String>) -> Result<(), String> {
-        let undefined = self.contents == Contents::Undefined;
-        let mut i = at;
-        while i < at + size {
-            let page = self.pages[i / PAGE].get_or_insert_with(|| vec![Shadow { undefined, ..Shadow::default() }; PAGE].into());
-            let end = (at + size).min((i / PAGE + 1) * PAGE);
-            for shadow in &mut page[i % PAGE..i % PAGE + end - i] {
-                each(i, shadow)?;
-                i += 1;
+    fn shadows(&mut self, at: usize, size: usize, each: impl FnMut(usize, &mut Shadow) -> Result<(), String>) -> Result<(), String> {
+        each_shadow(&mut self.pages, at, size, each)
+    }
+
+    /// [`Region::shadows`] for an access, which makes the same of like shadows: neighbours mostly have one history.
+    fn alike(
+        &mut self,
+        at: usize,
+        size: usize,
+        mut each: impl FnMut(usize, &mut Shadow, &mut Readers) -> Result<(), String>,
+    ) -> Result<(), String> {
+        let readers = &mut self.readers;
+        let mut last: Option<(Shadow, Shadow)> = None;
+        each_shadow(&mut self.pages, at, size, |i, s| {
+            if let Some((_, after)) = last.filter(|(before, _)| before == s) {
+                *s = after;
+                return Ok(());
+            }
+            let before = *s;
+            each(i, s, readers)?;
+            last = Some((before, *s));
+            Ok(())
+        })
+    }
+
+    /// Forgets who touched what; what is defined stays so. Gives the bytes that were touched: offset, count, whether written.
+    pub fn settle(&mut self) -> Vec<(usize, usize, bool)> {
+        let mut runs: Vec<(usize, usize, bool)> = vec![];
+        for (number, page) in self.pages.iter_mut().enumerate() {
+            for (i, s) in page.take().iter().flat_map(|p| p.iter()).enumerate() {
+                let (at, writes) = (number * PAGE + i, s.writer != 0);
+                match runs.last_mut() {
+                    _ if s.writer == 0 && s.readers == NOBODY => {}
+                    Some((from, count, kind)) if *from + *count == at && *kind == writes => *count += 1,
+                    _ => runs.push((at, 1, writes)),
+                }
             }
         }
-        Ok(())
+        self.readers = Readers::default();
+        runs
     }
 
     fn touch_read(&mut self, at: usize, size: usize, by: &Actor<'_>) -> Result<(), String> {
-        if self.contents == Contents::ReadOnly {
-            return Ok(());
+        let undefined = self.defined[at..at + size].iter().position(|d| !d).map(|i| at + i);
+        if self.writable {
+            self.alike(at, size, |i, s, readers| {
+                match s.flight {
+                    Flight::Written => return Err(format!("read of offset {i}, which an asynchronous copy under way writes")),
+                    Flight::Barrier => return Err(format!("read of offset {i}, which belongs to an mbarrier")),
+                    Flight::None | Flight::Read(_) => {}
+                }
+                if undefined == Some(i) {
+                    return Err(format!("read of undefined memory at offset {i}"));
+                }
+                by.after_write(s.writer, s.written).map_err(|how| format!("read of offset {i} {how} its write by agent {}", s.writer))?;
+                s.readers = readers.and(s.readers, by);
+                Ok(())
+            })?;
         }
-        self.shadows(at, size, |i, s| {
-            match s.flight {
-                Flight::Written => return Err(format!("read of offset {i}, which an asynchronous copy under way writes")),
-                Flight::Barrier => return Err(format!("read of offset {i}, which belongs to an mbarrier")),
-                Flight::None | Flight::Read(_) => {}
-            }
-            if s.undefined {
-                return Err(format!("read of undefined memory at offset {i}"));
-            }
-            by.after_write(s.writer, s.written).map_err(|how| format!("read of offset {i} {how} its write by agent {}", s.writer))?;
-            s.read(by);
-            Ok(())
-        })
+        undefined.map_or(Ok(()), |i| Err(format!("read of undefined memory at offset {i}")))
     }
 
     /// Reads up to 16 bytes, little endian.
     pub fn read(&mut self, at: u64, size: usize, by: &Actor<'_>) -> Result<u128, String> {
         let at = self.check(at, size)?;
         self.touch_read(at, size, by)?;
-        Ok(self.bytes[at..at + size].iter().rev().fold(0, |v, &b| (v << 8) | b as u128))
+        let mut value = [0; 16];
+        value[..size].copy_from_slice(&self.bytes[at..at + size]);
+        Ok(u128::from_le_bytes(value))
     }
 
     fn touch_write(&mut self, at: usize, size: usize, by: &Actor<'_>) -> Result<(), String> {
-        if self.contents == Contents::ReadOnly {
+        if !self.writable {
             return Err("write to memory that is only read".into());
         }
-        self.shadows(at, size, |i, s| {
+        self.alike(at, size, |i, s, readers| {
             match s.flight {
                 Flight::None => {}
                 Flight::Written => return Err(format!("write of offset {i}, which an asynchronous copy under way writes")),
@@ -206,29 +202,29 @@ impl Region {
                 Flight::Barrier => return Err(format!("write of offset {i}, which belongs to an mbarrier")),
             }
             by.after_write(s.writer, s.written).map_err(|how| format!("write of offset {i} {how} its write by agent {}", s.writer))?;
-            if let Some(reader) = s.unordered_reader(by) {
+            if let Some(reader) = readers.unordered(s.readers, by) {
                 return Err(format!("write of offset {i} races with its read by agent {reader}"));
             }
-            s.write(by);
+            (s.writer, s.written, s.readers) = (by.agent.id, by.clocks.now(), NOBODY);
             Ok(())
-        })
+        })?;
+        self.defined[at..at + size].fill(true);
+        Ok(())
     }
 
     /// Writes up to 16 bytes, little endian.
     pub fn write(&mut self, at: u64, size: usize, value: u128, by: &Actor<'_>) -> Result<(), String> {
         let at = self.check(at, size)?;
         self.touch_write(at, size, by)?;
-        self.bytes[at..at + size].iter_mut().enumerate().for_each(|(i, b)| *b = (value >> (8 * i)) as u8);
+        self.bytes[at..at + size].copy_from_slice(&value.to_le_bytes()[..size]);
         Ok(())
     }
 
     /// Marks bytes as undefined: a thread's asynchronous copy to them is under way.
     pub fn forget(&mut self, at: u64, size: usize, by: &Actor<'_>) -> Result<(), String> {
         self.write(at, size, 0, by)?;
-        self.shadows(at as usize, size, |_, s| {
-            s.undefined = true;
-            Ok(())
-        })
+        self.defined[at as usize..at as usize + size].fill(false);
+        Ok(())
     }
 
     /// Starts a bulk copy to a range: what was there is lost, and nobody may touch it until it lands.
@@ -245,8 +241,9 @@ impl Region {
     pub fn land(&mut self, at: u64, bytes: &[u8], barrier: Agent, time: u32) -> Result<(), String> {
         let at = at as usize;
         self.bytes[at..at + bytes.len()].copy_from_slice(bytes);
+        self.defined[at..at + bytes.len()].fill(true);
         self.shadows(at, bytes.len(), |_, s| {
-            (s.flight, s.undefined, s.writer, s.written) = (Flight::None, false, barrier.id, time);
+            (s.flight, s.writer, s.written) = (Flight::None, barrier.id, time);
             Ok(())
         })
     }
@@ -257,8 +254,9 @@ impl Region {
         if occupied {
             self.touch_write(at, size, by)?;
         }
+        self.defined[at..at + size].fill(false);
         self.shadows(at, size, |_, s| {
-            (s.flight, s.undefined) = (if occupied { Flight::Barrier } else { Flight::None }, true);
+            s.flight = if occupied { Flight::Barrier } else { Flight::None };
             Ok(())
         })
     }
@@ -284,12 +282,39 @@ impl Region {
 
     /// Ends it: from here on the read is the waiting warp's.
     pub fn stop_reading(&mut self, at: u64, size: usize, by: &Actor<'_>) -> Result<(), String> {
-        self.shadows(at as usize, size, |_, s| {
+        self.alike(at as usize, size, |_, s, readers| {
             if let Flight::Read(n) = s.flight {
                 s.flight = if n > 1 { Flight::Read(n - 1) } else { Flight::None };
             }
-            s.read(by);
+            s.readers = readers.and(s.readers, by);
             Ok(())
         })
+    }
+
+    /// Copies bytes out on behalf of nobody in the launch.
+    pub fn copy_out(&self, at: u64, to: &mut [u8]) -> Result<(), String> {
+        let at = self.check(at, to.len())?;
+        if let Some(i) = self.defined[at..at + to.len()].iter().position(|d| !d) {
+            return Err(format!("read of undefined memory at offset {}", at + i));
+        }
+        to.copy_from_slice(&self.bytes[at..at + to.len()]);
+        Ok(())
+    }
+
+    /// Copies bytes in on behalf of nobody in the launch.
+    pub fn copy_in(&mut self, at: u64, bytes: &[u8]) -> Result<(), String> {
+        let at = self.check(at, bytes.len())?;
+        self.defined[at..at + bytes.len()].fill(true);
+        self.bytes[at..at + bytes.len()].copy_from_slice(bytes);
+        Ok(())
+    }
+
+    /// Sets bytes on behalf of nobody in the launch.
+    pub fn fill(&mut self, at: u64, bytes: u64, value: u8) -> Result<(), String> {
+        let n = usize::try_from(bytes).map_err(|_| "a range beyond the last address".to_string())?;
+        let at = self.check(at, n)?;
+        self.defined[at..at + n].fill(true);
+        self.bytes[at..at + n].fill(value);
+        Ok(())
     }
 }

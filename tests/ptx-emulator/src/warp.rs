@@ -34,7 +34,7 @@ pub(crate) struct Warp<'e> {
     pub entry: &'e Entry,
     pub parameters: &'e [u64],
     /// Register r of lane l at `r * 32 + l`.
-    registers: Vec<u64>,
+    pub registers: Vec<u64>,
     at: [usize; LANES],
     /// Number of the cluster's first block in the grid, and of this warp's block in the cluster.
     pub first_block: u32,
@@ -125,6 +125,17 @@ impl<'e> Warp<'e> {
         let mut stop = Stop::Returned;
         loop {
             let aside = waiting | blocked;
+            if aside == 0
+                && let Some((instruction, pc)) = self.converged()
+            {
+                let fault = |reason: String| Fault { line: instruction.line, reason };
+                let stays = self.step(instruction, pc, u32::MAX, cluster).map_err(fault)?;
+                if stays != 0 {
+                    blocked |= stays;
+                    stop = Stop::Waits(instruction.line, self.lacks(instruction, stays, cluster));
+                }
+                continue;
+            }
             let free = (0..LANES).filter(|l| aside >> l & 1 == 0).map(|l| self.at[l]).min().unwrap_or(RETURNED);
             if free == RETURNED && (waiting == 0 || blocked != 0) {
                 return Ok(stop);
@@ -161,6 +172,13 @@ impl<'e> Warp<'e> {
         }
     }
 
+    /// The instruction at which all lanes stand, if it is not warp-wide.
+    fn converged(&self) -> Option<(&'e Instruction, usize)> {
+        let pc = self.at[0];
+        let together = self.at.iter().all(|&p| p == pc);
+        self.entry.code.get(pc).filter(|i| together && !is_wide(&i.kind)).map(|i| (i, pc))
+    }
+
     fn lanes_at(&self, pc: usize) -> u32 {
         (0..LANES).filter(|&l| self.at[l] == pc).fold(0, |m, l| m | 1 << l)
     }
@@ -195,15 +213,20 @@ impl<'e> Warp<'e> {
 
     /// An instruction of the lanes that stand at it; returns those that have to stay.
     fn step(&mut self, i: &Instruction, pc: usize, here: u32, cluster: &mut Cluster<'_>) -> Result<u32, String> {
-        let mut taking = 0u32;
+        let taking = self.active(i.guard, here);
         let mut stays = 0u32;
-        for lane in (0..LANES).filter(|l| here >> l & 1 == 1) {
-            self.at[lane] = pc + 1;
-            let taken = i.guard.is_none_or(|(register, wanted)| self.registers[register * LANES + lane] & 1 == wanted);
-            taking |= (taken as u32) << lane;
+        if here == u32::MAX {
+            self.at = [pc + 1; LANES];
+        } else {
+            (0..LANES).filter(|l| here >> l & 1 == 1).for_each(|l| self.at[l] = pc + 1);
         }
         if taking != 0 && !i.touches.is_empty() {
             self.flights.touch(&i.touches)?;
+        }
+        if let Kind::Plain { op, to, from } = &i.kind {
+            self.plain(*op, *to, from, taking);
+            cluster.counts.instructions += 1;
+            return Ok(0);
         }
         for lane in (0..LANES).filter(|l| taking >> l & 1 == 1) {
             match &i.kind {
@@ -262,7 +285,7 @@ impl<'e> Warp<'e> {
 
     /// `setmaxnreg`: gives registers back to the block, or takes some when there are enough.
     fn max_registers(&mut self, line: usize, count: u64, more: bool, cluster: &mut Cluster<'_>) -> Result<Turn, String> {
-        if count % 8 != 0 || !(24..=256).contains(&count) || (more && count < self.held) || (!more && count > self.held) {
+        if !count.is_multiple_of(8) || !(24..=256).contains(&count) || (more && count < self.held) || (!more && count > self.held) {
             return Err(format!("setmaxnreg from {} to {count} registers", self.held));
         }
         let free = &mut cluster.registers[self.block];

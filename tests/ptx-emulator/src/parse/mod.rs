@@ -21,7 +21,8 @@ pub(crate) struct Entry {
     pub registers: usize,
     /// Bytes of static shared memory.
     pub shared: usize,
-    pub parameters: usize,
+    /// Bytes of each parameter.
+    pub parameters: Vec<usize>,
     /// Blocks of a cluster.
     pub cluster: u32,
 }
@@ -177,7 +178,7 @@ impl Program {
                 let name = rest.trim_end_matches(['(', ')']).to_string();
                 let open = (at..lines.len()).find(|&i| lines[i] == "{").unwrap_or(lines.len());
                 let close = end_of_scope(&lines, open);
-                let parameters = lines[at + 1..open].iter().filter(|l| l.starts_with(".param")).count();
+                let parameters = lines[at + 1..open].iter().filter(|l| l.starts_with(".param")).map(|l| parameter_bytes(l)).collect();
                 let cluster = lines[at + 1..open].iter().find_map(|l| l.strip_prefix(".reqnctapercluster"));
                 let cluster = cluster.and_then(|c| c.split(',').next()?.trim().parse().ok()).unwrap_or(1);
                 entries.insert(name, Entry { parameters, cluster, ..entry(&lines, open + 1, close, &dynamic)? });
@@ -186,6 +187,16 @@ impl Program {
             at += 1;
         }
         Ok(Program { entries })
+    }
+
+    /// Bytes of each parameter of an entry.
+    pub fn parameters(&self, entry: &str) -> Option<&[usize]> {
+        self.entries.get(entry).map(|e| e.parameters.as_slice())
+    }
+
+    /// Bytes of static shared memory of an entry.
+    pub fn static_shared(&self, entry: &str) -> Option<usize> {
+        self.entries.get(entry).map(|e| e.shared)
     }
 
     /// Names of the entries.
@@ -202,6 +213,11 @@ fn end_of_scope(lines: &[&str], open: usize) -> usize {
         depth == 0
     };
     lines[open.min(lines.len())..].iter().position(closes).map_or(lines.len(), |i| open + i)
+}
+
+/// Bytes of a declared parameter: `.param .u64 .ptr .global name`.
+fn parameter_bytes(line: &str) -> usize {
+    line.split_whitespace().nth(1).map_or(8, |t| width(t.trim_start_matches('.')) as usize / 8)
 }
 
 fn entry(lines: &[&str], from: usize, to: usize, dynamic: &[String]) -> Result<Entry, Fault> {
@@ -239,7 +255,7 @@ fn entry(lines: &[&str], from: usize, to: usize, dynamic: &[String]) -> Result<E
     p.registers = numbers;
     let mut code = statements.iter().map(|(line, text)| p.instruction(*line, text)).collect::<Result<Vec<_>, _>>()?;
     note_touches(&mut code, &statements, &p.registers);
-    Ok(Entry { code, registers: p.registers.len(), shared: p.shared_size as usize, parameters: 0, cluster: 1 })
+    Ok(Entry { code, registers: p.registers.len(), shared: p.shared_size as usize, parameters: vec![], cluster: 1 })
 }
 
 /// Notes which other instructions touch the registers of `wgmma`.
