@@ -117,13 +117,13 @@ impl Cluster<'_> {
 
     /// Whether the phase of a parity is over, in which case what it released is ordered before the thread.
     ///
-    /// Where only copies are missing they land now: as late as permitted.
-    pub fn try_wait(&mut self, at: Place, parity: u64, slot: usize) -> Result<bool, String> {
+    /// Where only copies are missing and the thread `waits` for them, they land now: as late as permitted.
+    pub fn try_wait(&mut self, at: Place, parity: u64, slot: usize, waits: bool) -> Result<bool, String> {
         if parity > 1 {
             return Err(format!("a wait for parity {parity}"));
         }
         let barrier = self.object(at, slot)?;
-        if barrier.phase & 1 == parity as u32 && barrier.pending == 0 {
+        if waits && barrier.phase & 1 == parity as u32 && barrier.pending == 0 {
             self.land(at)?;
         }
         let Some(barrier) = self.mbarriers.get(&at) else { return Ok(false) };

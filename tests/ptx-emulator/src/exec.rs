@@ -139,7 +139,7 @@ fn run_cluster(
         released: HashSet::new(),
         cluster: ClusterBarrier::default(),
         registers: vec![REGISTERS - held * u64::from(launch.threads); size as usize],
-        alike: vec![vec![]; (warps * size as usize).div_ceil(4)],
+        alike: vec![vec![]; warps.div_ceil(4) * size as usize],
     };
     let warp = |w: usize| Warp::new(entry, parameters, first, [w / warps, w % warps, warps], held);
     let mut all: Vec<Warp<'_>> = (0..warps * size as usize).map(warp).collect();

@@ -1,14 +1,16 @@
 //! What lanes do: registers, memory, copies, shuffles, `mma`.
 
 use crate::exec::Cluster;
+use crate::memory::{Actor, Path, Region};
 use crate::parse::{Address, Async, Instruction, Kind, Source, Space, Special};
 use crate::warp::{LANES, Step, Warp};
 
-/// A copy of 16 bytes that has not landed.
+/// A copy that has not landed.
 #[derive(Clone, Copy)]
 pub(crate) struct Pending {
     to: u64,
     from: u64,
+    size: u64,
     bytes: u64,
 }
 
@@ -40,23 +42,12 @@ impl Warp<'_> {
                     self.set(register, lane, value >> (i as u32 * bits) & mask);
                 }
             }
-            Kind::Load { space, to, bytes, signed, from } => {
-                let all = cluster.read(*space, self.block, self.address(*from, lane), bytes * to.len(), self.slot(lane))?;
-                for (i, register) in to.iter().enumerate().filter_map(|(i, r)| r.map(|r| (i, r))) {
-                    let unused = 64 - 8 * *bytes as u32;
-                    let raw = ((all >> (8 * bytes * i)) as u64) << unused;
-                    self.set(register, lane, if *signed { ((raw as i64) >> unused) as u64 } else { raw >> unused });
-                }
+            Kind::Load { .. } | Kind::Store { .. } => self.access(kind, lane, cluster)?,
+            Kind::Copy { to, from, size, bytes } => {
+                let bytes = self.value(*bytes, lane) as u32 as u64;
+                let copy = Pending { to: self.address(*to, lane), from: self.address(*from, lane), size: *size, bytes };
+                self.copy(copy, lane, cluster)?;
             }
-            Kind::Store { space, from, bytes, to } => {
-                let mask = u128::MAX >> (128 - 8 * bytes);
-                let all = from
-                    .iter()
-                    .rev()
-                    .fold(0u128, |v, s| v.checked_shl(8 * *bytes as u32).unwrap_or(0) | (self.value(*s, lane) as u128 & mask));
-                cluster.write(*space, self.block, self.address(*to, lane), bytes * from.len(), all, self.slot(lane))?;
-            }
-            Kind::Copy { to, from, bytes } => self.copy(*to, *from, *bytes, lane, cluster)?,
             Kind::Commit => {
                 let group = std::mem::take(&mut self.open[lane]);
                 self.groups[lane].push_back(group);
@@ -73,14 +64,37 @@ impl Warp<'_> {
         Ok(())
     }
 
-    fn copy(&mut self, to: Address, from: Address, bytes: Source, lane: usize, cluster: &mut Cluster<'_>) -> Step {
-        let bytes = self.value(bytes, lane) as u32 as u64;
-        let copy = Pending { to: self.address(to, lane), from: self.address(from, lane), bytes };
-        if copy.bytes > 16 || !copy.to.is_multiple_of(16) || !copy.from.is_multiple_of(16) {
+    /// A load or a store of one lane.
+    fn access(&mut self, kind: &Kind, lane: usize, cluster: &mut Cluster<'_>) -> Step {
+        match kind {
+            Kind::Load { space, to, bytes, signed, from } => {
+                let all = cluster.read(*space, self.block, self.address(*from, lane), bytes * to.len(), self.slot(lane))?;
+                for (i, register) in to.iter().enumerate().filter_map(|(i, r)| r.map(|r| (i, r))) {
+                    let unused = 64 - 8 * *bytes as u32;
+                    let raw = ((all >> (8 * bytes * i)) as u64) << unused;
+                    self.set(register, lane, if *signed { ((raw as i64) >> unused) as u64 } else { raw >> unused });
+                }
+            }
+            Kind::Store { space, from, bytes, to } => {
+                let mask = u128::MAX >> (128 - 8 * bytes);
+                let all = from
+                    .iter()
+                    .rev()
+                    .fold(0u128, |v, s| v.checked_shl(8 * *bytes as u32).unwrap_or(0) | (self.value(*s, lane) as u128 & mask));
+                cluster.write(*space, self.block, self.address(*to, lane), bytes * from.len(), all, self.slot(lane))?;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn copy(&mut self, copy: Pending, lane: usize, cluster: &mut Cluster<'_>) -> Step {
+        if copy.bytes > copy.size || [copy.to, copy.from].iter().any(|a| !a.is_multiple_of(copy.size)) {
             return Err(format!("a copy of {} bytes from {:#x} to {:#x}", copy.bytes, copy.from, copy.to));
         }
         let place = cluster.place(self.block, copy.to)?;
-        cluster.with_shared(place.0, self.slot(lane), crate::memory::Path::Generic, |region, by| region.forget(place.1, 16, by))?;
+        let forget = |region: &mut Region, by: &Actor<'_>| region.forget(place.1, copy.size as usize, by);
+        cluster.with_shared(place.0, self.slot(lane), Path::Generic, forget)?;
         self.open[lane].push(copy);
         Ok(())
     }
@@ -91,11 +105,11 @@ impl Warp<'_> {
         for i in 0..copy.bytes {
             value |= cluster.read(Space::Global, self.block, copy.from + i, 1, slot)? << (8 * i);
         }
-        cluster.write(Space::Shared, self.block, copy.to, 16, value, slot)
+        cluster.write(Space::Shared, self.block, copy.to, copy.size as usize, value, slot)
     }
 
-    /// An instruction of one lane of the asynchronous machinery; false if the lane has to wait.
-    pub fn lane_async(&mut self, kind: &Async, lane: usize, cluster: &mut Cluster<'_>) -> Result<bool, String> {
+    /// An instruction of one lane of the asynchronous machinery, the `pc`-th; false if the lane has to wait.
+    pub fn lane_async(&mut self, kind: &Async, pc: usize, lane: usize, cluster: &mut Cluster<'_>) -> Result<bool, String> {
         let slot = self.slot(lane);
         let place = |a: Address| cluster.place(self.block, self.address(a, lane));
         match kind {
@@ -106,9 +120,12 @@ impl Warp<'_> {
             }
             Async::Expect { at, bytes } => cluster.expect(place(*at)?, self.value(*bytes, lane), slot)?,
             Async::TryWait { to, at, parity } => {
-                let over = cluster.try_wait(place(*at)?, self.value(*parity, lane), slot)?;
+                // Nothing promises that it waits: it says no once, and waits when it is asked again.
+                let again = self.tried[lane] == pc;
+                let over = cluster.try_wait(place(*at)?, self.value(*parity, lane), slot, again)?;
                 self.set(*to, lane, over as u64);
-                return Ok(over);
+                self.tried[lane] = if over { usize::MAX } else { pc };
+                return Ok(over || !again);
             }
             Async::BulkCopy { to, from, bytes, barrier, blocks } => {
                 let (to, barrier) = (place(*to)?, place(*barrier)?);
@@ -148,8 +165,8 @@ impl Warp<'_> {
             Kind::Load { space: Space::Shared, to, bytes, from, .. } => counts.shared.request(&at(*from, (bytes * to.len()) as u64)),
             Kind::Store { space: Space::Global, from, bytes, to } => counts.global_writes.request(&at(*to, (bytes * from.len()) as u64)),
             Kind::Store { space: Space::Shared, from, bytes, to } => counts.shared.request(&at(*to, (bytes * from.len()) as u64)),
-            Kind::Copy { to, from, bytes } => {
-                counts.shared.request(&at(*to, 16));
+            Kind::Copy { to, from, size, bytes } => {
+                counts.shared.request(&at(*to, *size));
                 let read = lanes().map(|l| (self.address(*from, l), self.value(*bytes, l) as u32 as u64)).filter(|r| r.1 > 0);
                 counts.global_reads.request(&read.collect::<Vec<_>>());
             }

@@ -49,6 +49,8 @@ pub(crate) struct Warp<'e> {
     pub alike: usize,
     /// Registers that each lane holds.
     pub held: u64,
+    /// The `try_wait` that told each lane last that the phase is not over.
+    pub tried: [usize; LANES],
     /// Whether it has arrived at the `bar` at which it stands.
     parked: bool,
     /// Waits at the cluster's barrier.
@@ -95,6 +97,7 @@ impl<'e> Warp<'e> {
             flights: Flights::new(entry.registers),
             alike: 0,
             held,
+            tried: [RETURNED; LANES],
             parked: false,
             cluster_waits: 0,
         }
@@ -107,7 +110,7 @@ impl<'e> Warp<'e> {
 
     /// Number of its warpgroup in the cluster.
     pub fn group(&self) -> usize {
-        self.index / 4
+        self.block * self.warps_of_block.div_ceil(4) + self.number() / 4
     }
 
     /// Number of a lane among the threads of the cluster.
@@ -232,7 +235,7 @@ impl<'e> Warp<'e> {
                 Kind::Return if self.flights.any() => return Err("a wgmma that nobody waited for".into()),
                 Kind::Return => self.at[lane] = RETURNED,
                 Kind::Async(a) => {
-                    if !self.lane_async(a, lane, cluster)? {
+                    if !self.lane_async(a, pc, lane, cluster)? {
                         self.at[lane] = pc;
                         stays |= 1 << lane;
                     }
@@ -298,10 +301,10 @@ impl<'e> Warp<'e> {
 
     /// Notes an instruction that all warps of the warpgroup have to execute alike.
     pub fn alike(&mut self, line: usize, a: u64, b: u64, cluster: &mut Cluster<'_>) -> Step {
-        if !self.warps_of_block.is_multiple_of(4) {
-            return Err("a warpgroup's instruction in a block that is not made of warpgroups".into());
+        if self.number() / 4 * 4 + 4 > self.warps_of_block {
+            return Err("a warpgroup's instruction in a warp without a whole warpgroup".into());
         }
-        let all = &mut cluster.alike[self.index / 4];
+        let all = &mut cluster.alike[self.group()];
         match all.get(self.alike) {
             None => all.push((line, a, b)),
             Some(first) if *first == (line, a, b) => {}

@@ -135,9 +135,11 @@ pub(crate) enum Kind {
         c: [Source; 4],
         codes: bool,
     },
+    /// Copies `bytes` and fills the rest of `size` with zeros.
     Copy {
         to: Address,
         from: Address,
+        size: u64,
         bytes: Source,
     },
     Commit,
@@ -425,9 +427,10 @@ impl Parser<'_> {
                 c: self.sources(&braced(arg(3)))?,
                 codes: name.contains("e4m3"),
             },
-            "cp.async.cg.shared.global" if arg(2) == "16" => {
-                let bytes = if args.len() > 3 { self.source(arg(3))? } else { Source::Constant(16) };
-                Kind::Copy { to: self.address(arg(0))?, from: self.address(arg(1))?, bytes }
+            "cp.async.cg.shared.global" | "cp.async.ca.shared.global" if matches!(arg(2), "4" | "8" | "16") => {
+                let size = arg(2).parse().unwrap_or(16);
+                let bytes = if args.len() > 3 { self.source(arg(3))? } else { Source::Constant(size) };
+                Kind::Copy { to: self.address(arg(0))?, from: self.address(arg(1))?, size, bytes }
             }
             _ => match self.asynchronous(name, args)? {
                 Some(kind) => Kind::Async(kind),
