@@ -65,7 +65,10 @@ pub struct Stages {
 /// # Errors
 /// Those of the passes; [`Error::Verify`] when a pass left a graph that is not one.
 pub fn stages(model: &Path, options: &CompileOptions) -> Result<Stages, Error> {
-    let imported = import(model, &options.import)?;
+    stages_of(import(model, &options.import)?, options)
+}
+
+fn stages_of(imported: Imported, options: &CompileOptions) -> Result<Stages, Error> {
     verified("import", &imported.graph)?;
     let recognised = recognise(imported.graph.clone())?;
     verified("recognise", &recognised)?;
@@ -82,7 +85,7 @@ pub fn stages(model: &Path, options: &CompileOptions) -> Result<Stages, Error> {
     };
     verified("differentiate", &joint)?;
     let joint = match options.precision {
-        Precision::Fp8 => formats::formats(joint, &options.policy, options.power_of_two_scales)?,
+        Precision::Fp8 => formats::formats(&joint, &options.policy, options.power_of_two_scales)?,
         _ => joint,
     };
     verified("formats", &joint)?;
@@ -94,7 +97,15 @@ pub fn stages(model: &Path, options: &CompileOptions) -> Result<Stages, Error> {
 /// # Errors
 /// Those of the passes; [`Error::Infeasible`] when no plan fits the budget; [`Error::Verify`] when the replay disagrees with the planner.
 pub fn compile(model: &Path, options: &CompileOptions) -> Result<Compiled, Error> {
-    let Stages { imported, joint, .. } = stages(model, options)?;
+    compile_imported(import(model, &options.import)?, model, options)
+}
+
+/// Compiles what was imported from a model file.
+///
+/// # Errors
+/// As [`compile`].
+pub fn compile_imported(imported: Imported, model: &Path, options: &CompileOptions) -> Result<Compiled, Error> {
+    let Stages { imported, joint, .. } = stages_of(imported, options)?;
     let program = lower::lower(&joint, lower::Options::default())?;
     let facts = Facts::new(&program, ScratchFor::Cpu { threads: options.threads });
     let profile = DeviceProfile::of(&options.target).ok_or_else(|| Error::Usage(format!("'{}' is no target", options.target)))?;
@@ -112,7 +123,7 @@ pub fn compile(model: &Path, options: &CompileOptions) -> Result<Compiled, Error
     }
     let mut notes = imported.notes;
     notes.extend(untrained(&joint).into_iter().map(|name| format!("{name} gets no gradient and is left as it is")));
-    plan.report = report::report(&joint, &costed, &ladder, &rung, budget, &notes);
+    plan.report = report::report(&joint, &costed, &ladder, &rung, budget, &notes)?;
     let ptx = codegen::ptx(&mut plan, &options.archs)?;
     Ok(Compiled { notes, plan, ptx, joint, program, ladder })
 }

@@ -69,6 +69,7 @@ pub enum EmitArg {
     Graph,
     Recognised,
     Joint,
+    Sections,
     Egraph,
     Schedule,
     Kernels,

@@ -6,7 +6,7 @@
 
 use super::ops::Lowering;
 use crate::graph::eval::eval_node;
-use crate::graph::{ConstData, Epoch, Graph, Node, NodeId, Op, TensorType, ValueId};
+use crate::graph::{ConstData, Graph, Node, NodeId, Op, TensorType, ValueId};
 use std::sync::Arc;
 
 /// Largest folded result, and operand of a folded node, in bytes.
@@ -62,11 +62,11 @@ impl Lowering {
             crate::Error::Graph { reason, .. } => reason,
             other => other.to_string(),
         };
-        let mut values = self.graph.add(op, inputs, Epoch::Forward, site).map_err(reason)?;
+        let mut values = self.graph.add_forward(op, inputs, site).map_err(reason)?;
         // Without its repetition an operand may no longer give the result its whole shape.
         for (v, ty) in values.iter_mut().zip(results) {
             if *self.graph.ty(*v) != ty {
-                let spread = self.graph.add(Op::Broadcast(ty.shape), &[*v], Epoch::Forward, site).map_err(reason)?;
+                let spread = self.graph.add_forward(Op::Broadcast(ty.shape), &[*v], site).map_err(reason)?;
                 *v = spread[0];
             }
         }

@@ -1,19 +1,22 @@
 //! Recovers composites from what exporters take apart.
 //!
-//! The forward graph is cut into layers, of which equal ones are rewritten once ([`blocks`]). A layer goes into an e-graph ([`encode`]), named families of directional rules add equal forms ([`rules`]), and the
-//! cheapest form comes out ([`decode`]). Rules state equalities of real arithmetic; where one holds only under a condition (a mask
+//! The forward graph is cut into sections, of which equal ones are rewritten once ([`crate::sections`]): saturation grows faster than its
+//! e-graph, and a term's cost counts shared operands at each use, so that over a hundred residual additions it would outgrow a float's
+//! digits. A section goes into an e-graph ([`encode`]), named families of directional rules add equal forms ([`rules`]), and the cheapest
+//! form comes out ([`decode`]). Rules state equalities of real arithmetic; where one holds only under a condition (a mask
 //! that is causal, an epsilon that is constant), the condition is a fact of the e-class ([`term::Fact`]), never an assumption.
 
-mod blocks;
 mod decode;
 mod encode;
+mod join;
 mod rules;
 mod term;
 
 use crate::Error;
 use crate::graph::Graph;
-use blocks::{Joiner, Section, Shape};
+use crate::sections::{Part, Shape, parts};
 use egg::{Extractor, Rewrite, Runner};
+use join::Joiner;
 use std::collections::HashMap;
 use term::{Cost, Term, TermAnalysis};
 
@@ -26,10 +29,10 @@ const NODES: usize = 400_000;
 /// # Errors
 /// [`Error::Graph`] when the extracted form does not type, which is a fault of a rule.
 pub fn recognise(graph: Graph) -> Result<Graph, Error> {
-    let sections = blocks::sections(&graph)?;
+    let sections = parts(&graph)?;
     let rules = rules::all();
-    let mut kinds: HashMap<&Shape, (&Section, Graph)> = HashMap::new();
-    let mut joined = Joiner::new(&graph);
+    let mut kinds: HashMap<&Shape, (&Part, Graph)> = HashMap::new();
+    let mut joined = Joiner::new(&graph)?;
     for section in &sections {
         if !kinds.contains_key(&section.shape) {
             kinds.insert(&section.shape, (section, saturated(&section.graph, &rules)?));
