@@ -2,18 +2,19 @@
 
 use crate::compose::compose;
 use crate::cost::DeviceProfile;
-use crate::decide::ladder::Ladder;
+use crate::decide::chain::Costed;
+use crate::decide::formats;
+use crate::decide::planner::Planner;
 use crate::decide::policy::Policy;
-use crate::decide::search::Costed;
-use crate::decide::{formats, ladder};
 use crate::differentiate::{Optimizer, TrainOptions, differentiate, untrained};
 use crate::graph::Graph;
 use crate::import::{ImportOptions, Imported, import};
-use crate::plan::assemble::{Header, assemble};
+use crate::plan::assemble::{Header, assemble, persistent_bytes};
 use crate::plan::schedule::Facts;
 use crate::precision::{Precision, storage};
-use crate::quantity::Bytes;
+use crate::quantity::{Bytes, Seconds};
 use crate::recognise::recognise;
+use crate::sections::sections;
 use crate::units::Program;
 use crate::{Error, check, codegen, lower, report};
 use fp8c_kernels::DType;
@@ -50,7 +51,6 @@ pub struct Compiled {
     pub ptx: BTreeMap<(String, String), String>,
     pub joint: Graph,
     pub program: Program,
-    pub ladder: Ladder,
 }
 
 /// The graphs before and after differentiation, with what import had to say.
@@ -58,6 +58,41 @@ pub struct Stages {
     pub imported: Imported,
     pub recognised: Graph,
     pub joint: Graph,
+}
+
+/// A joint graph as a program, with what its launches cost on the target.
+pub struct Lowered {
+    pub joint: Graph,
+    pub program: Program,
+    pub facts: Facts,
+    /// Predicted time of each unit, those of [`Program::again`] behind the others.
+    pub seconds: Vec<Seconds>,
+}
+
+impl Lowered {
+    /// Lowers a joint graph.
+    ///
+    /// # Errors
+    /// Those of [`lower::lower`]; [`Error::Usage`] for a target that is none.
+    pub fn new(joint: Graph, options: &CompileOptions) -> Result<Self, Error> {
+        let program = lower::lower(&joint, lower::Options::default())?;
+        let facts = Facts::new(&program, ScratchFor::Cpu { threads: options.threads });
+        let profile = DeviceProfile::of(&options.target).ok_or_else(|| Error::Usage(format!("'{}' is no target", options.target)))?;
+        let seconds = profile.all(&program);
+        Ok(Lowered { joint, program, facts, seconds })
+    }
+
+    pub fn costed(&self) -> Costed<'_> {
+        Costed { program: &self.program, facts: &self.facts, unit_seconds: &self.seconds }
+    }
+
+    /// What plans of the program are made of.
+    ///
+    /// # Errors
+    /// As [`sections`].
+    pub fn planner(&self) -> Result<Planner<'_>, Error> {
+        Ok(Planner::new(self.costed(), &sections(&self.joint)?))
+    }
 }
 
 /// Imports, recognises and (for training) differentiates a model, and gives its products their formats.
@@ -106,26 +141,34 @@ pub fn compile(model: &Path, options: &CompileOptions) -> Result<Compiled, Error
 /// As [`compile`].
 pub fn compile_imported(imported: Imported, model: &Path, options: &CompileOptions) -> Result<Compiled, Error> {
     let Stages { imported, joint, .. } = stages_of(imported, options)?;
-    let program = lower::lower(&joint, lower::Options::default())?;
-    let facts = Facts::new(&program, ScratchFor::Cpu { threads: options.threads });
-    let profile = DeviceProfile::of(&options.target).ok_or_else(|| Error::Usage(format!("'{}' is no target", options.target)))?;
-    let seconds = profile.all(&program);
-    let costed = Costed { program: &program, facts: &facts, unit_seconds: &seconds };
-    let ladder = ladder::ladder(&costed);
+    let lowered = Lowered::new(joint, options)?;
+    let planner = lowered.planner()?;
     let budget = options.budget.unwrap_or(Bytes::MAX);
-    let rung = ladder.choose(&costed, budget)?;
+    let rung = planner.choose(budget)?;
+    let Lowered { joint, program, seconds, .. } = &lowered;
     let header = header(model, options, &imported, budget);
-    let mut plan = assemble(&joint, &program, &rung.schedule, &rung.packing, &seconds, header);
+    let mut plan = assemble(joint, program, &rung.schedule, &rung.packing, seconds, header);
     let units: Vec<u32> = rung.schedule.events.iter().map(|e| e.unit).collect();
-    let replayed = check::replay(&program, &plan, &units)?;
+    let replayed = check::replay(program, &plan, &units)?;
     if replayed.peak != Bytes(plan.arena_bytes) {
         return Err(Error::Verify { pass: "plan", reason: format!("replayed peak {} is not {}", replayed.peak.0, plan.arena_bytes) });
     }
     let mut notes = imported.notes;
-    notes.extend(untrained(&joint).into_iter().map(|name| format!("{name} gets no gradient and is left as it is")));
-    plan.report = report::report(&joint, &costed, &ladder, &rung, budget, &notes)?;
+    notes.extend(untrained(joint).into_iter().map(|name| format!("{name} gets no gradient and is left as it is")));
+    plan.report = report::report(joint, &lowered.costed(), &planner, &rung, budget, &notes)?;
     let ptx = codegen::ptx(&mut plan, &options.archs)?;
-    Ok(Compiled { notes, plan, ptx, joint, program, ladder })
+    drop(planner);
+    let Lowered { joint, program, .. } = lowered;
+    Ok(Compiled { notes, plan, ptx, joint, program })
+}
+
+/// The forms of a model's sections and what is chosen of them, for the reader.
+///
+/// # Errors
+/// Those of the passes.
+pub fn forms(model: &Path, options: &CompileOptions) -> Result<String, Error> {
+    let lowered = Lowered::new(stages(model, options)?.joint, options)?;
+    lowered.planner()?.print(options.budget.unwrap_or(Bytes::MAX) - persistent_bytes(&lowered.program))
 }
 
 fn verified(pass: &'static str, graph: &Graph) -> Result<(), Error> {

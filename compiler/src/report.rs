@@ -1,7 +1,7 @@
 //! What a plan says about itself.
 
-use crate::decide::ladder::{Ladder, Rung};
-use crate::decide::search::Costed;
+use crate::decide::chain::Costed;
+use crate::decide::planner::{Planner, Rung};
 use crate::Error;
 use crate::decide::sites::{layer_of, sites};
 use crate::graph::{Epoch, Graph, NodeId, Op, Pass};
@@ -14,40 +14,40 @@ use fp8c_kernels::DType;
 use fp8c_runtime::plan::{Certificate, LayerReport, MatmulReport, Predicted, Report, Role, ValueReport};
 use std::collections::BTreeMap;
 
-/// Describes the chosen rung of a ladder.
+/// Describes a chosen plan.
 ///
 /// # Errors
-/// As [`sites`].
-pub fn report(graph: &Graph, costed: &Costed, ladder: &Ladder, rung: &Rung, budget: Bytes, notes: &[String]) -> Result<Report, Error> {
+/// As [`sites`] and [`Planner::lower_bound`].
+pub fn report(graph: &Graph, costed: &Costed, planner: &Planner, rung: &Rung, budget: Bytes, notes: &[String]) -> Result<Report, Error> {
     let program = costed.program;
     let (step, recompute) = rung.schedule.seconds(costed.unit_seconds);
-    let lower_bound_seconds = ladder.lower_bound(costed, budget).min(step).0;
+    let lower_bound_seconds = planner.lower_bound(budget)?.0;
     let (step_seconds, recompute_seconds) = (step.0, recompute.0);
-    let keeps = |b: &BufferId| rung.candidate.decisions.keep[b.0 as usize];
+    let keeps = |b: &BufferId| rung.decisions.keep[b.0 as usize];
     let bytes = |b: &BufferId| program.buffers[b.0 as usize].bytes();
-    let late = &ladder.ways.roots;
+    let late = &costed.facts.late_reads(program);
     let sum = |keep: bool| late.iter().filter(|b| keeps(b) == keep).map(bytes).sum::<Bytes>();
     let decisions = [("keep", sum(true)), ("keep_e4m3", kept_e4m3(program, rung, late)), ("offload", Bytes(0)), ("recompute", sum(false))]
         .map(|(k, v)| (k.to_string(), v.0));
-    let everything = ladder.everything_kept(costed);
+    let everything = planner.everything_kept();
     let sections = sections(graph)?;
     Ok(Report {
         baseline_peak_bytes: baseline_peak(graph, program, &everything).0,
         saved_bytes: saved(program, &rung.schedule, |b| bytes(&b)).0,
         baseline_saved_bytes: saved(program, &everything, |b| mixed_bytes(program, b)).0,
         decisions: decisions.into(),
-        by_layer: by_layer(graph, &sections, program, ladder, rung),
+        by_layer: by_layer(graph, &sections, program, late, rung),
         matmuls: matmuls(graph)?,
         predicted: Predicted { step_seconds, recompute_seconds, transfer_seconds: 0.0 },
         certificate: Certificate { lower_bound_seconds, step_seconds, gap: (step_seconds - lower_bound_seconds) / step_seconds.max(1e-12) },
-        least_budget_bytes: ladder.least(costed).map_or(rung.arena_bytes, |r| r.arena_bytes).0,
+        least_budget_bytes: planner.least()?.map_or(rung.arena_bytes, |r| r.arena_bytes).0,
         notes: notes.to_vec(),
     })
 }
 
 /// Bytes kept as E4M3 codes, a part of what is kept.
 fn kept_e4m3(program: &Program, rung: &Rung, late: &[BufferId]) -> Bytes {
-    let codes = late.iter().filter(|b| rung.candidate.decisions.keep[b.0 as usize]);
+    let codes = late.iter().filter(|b| rung.decisions.keep[b.0 as usize]);
     codes.map(|b| &program.buffers[b.0 as usize]).filter(|b| b.ty.dtype == DType::E4m3).map(|b| b.bytes()).sum()
 }
 
@@ -59,7 +59,7 @@ fn mixed_bytes(program: &Program, b: BufferId) -> Bytes {
 
 /// Bytes made in the forward pass that are still there when the backward pass begins.
 fn saved(program: &Program, schedule: &Schedule, bytes: impl Fn(BufferId) -> Bytes) -> Bytes {
-    let is_late = |e: &crate::plan::schedule::Event| program.units[e.unit as usize].epoch != Epoch::Forward || e.recompute;
+    let is_late = |e: &crate::plan::schedule::Event| program.unit(e.unit).epoch != Epoch::Forward || e.recompute;
     let Some(start) = schedule.events.iter().position(is_late) else { return Bytes(0) };
     let crossing = schedule.instances.iter().filter(|i| (i.first as usize) < start && (i.last as usize) >= start);
     crossing.filter_map(|i| i.buffer).map(bytes).sum()
@@ -90,14 +90,14 @@ fn baseline_peak(graph: &Graph, program: &Program, kept: &Schedule) -> Bytes {
 }
 
 /// What of the values read late is kept, by block of the model in order.
-fn by_layer(graph: &Graph, sections: &Sections, program: &Program, ladder: &Ladder, rung: &Rung) -> Vec<LayerReport> {
+fn by_layer(graph: &Graph, sections: &Sections, program: &Program, late: &[BufferId], rung: &Rung) -> Vec<LayerReport> {
     let mut layers: BTreeMap<usize, Vec<ValueReport>> = BTreeMap::new();
-    for b in &ladder.ways.roots {
+    for b in late {
         let forward = || program.units.iter().filter(|u| u.epoch == Epoch::Forward && u.args.contains(b));
         let maker = forward().find(|u| u.args.last() == Some(b)).or_else(|| forward().next());
         let section = maker.and_then(|u| u.nodes.last()).map_or(0, |&n| sections.of(n));
         let buffer = &program.buffers[b.0 as usize];
-        let way = if rung.candidate.decisions.keep[b.0 as usize] { "keep" } else { "recompute" };
+        let way = if rung.decisions.keep[b.0 as usize] { "keep" } else { "recompute" };
         let value = ValueReport { name: buffer.name.clone(), bytes: buffer.bytes().0, way: way.into() };
         layers.entry(sections.block(section)).or_default().push(value);
     }

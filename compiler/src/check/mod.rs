@@ -112,15 +112,17 @@ impl<'a> Arena<'a> {
     fn step(&mut self, at: usize, unit: u32) -> Result<(), Error> {
         let micro = &self.plan.schedule.micro;
         let step = if at < micro.len() { &micro[at] } else { &self.plan.schedule.update[at - micro.len()] };
-        let u = &self.program.units[unit as usize];
+        let u = self.program.unit(unit);
         let kernel = &self.plan.kernels[step.kernel as usize].kernel;
         if *kernel != u.kernel || step.args.len() != u.args.len() {
             return Err(fail(format!("step {at} does not run the kernel of {}", u.site)));
         }
         let modes = kernel.args();
         for ((arg, &id), b) in modes.iter().zip(&step.args).zip(&u.args) {
+            // A unit that makes a buffer by itself writes all of it.
+            let alone = |by: &[u32]| by.iter().any(|&u| u as usize >= self.program.units.len());
             let complete = |(buffer, by): &(u32, Vec<u32>)| {
-                *buffer == b.0 && (arg.mode != Mode::Read || self.makers[b.0 as usize].iter().all(|m| by.contains(m)))
+                *buffer == b.0 && (arg.mode != Mode::Read || alone(by) || self.makers[b.0 as usize].iter().all(|m| by.contains(m)))
             };
             if arg.mode != Mode::Write && !(self.holds(id) && self.content.get(&id).is_some_and(complete)) {
                 let (tensor, want) = (&self.plan.tensors[id.0 as usize].name, &self.program.buffers[b.0 as usize].name);

@@ -70,7 +70,7 @@ pub enum EmitArg {
     Recognised,
     Joint,
     Sections,
-    Egraph,
+    Forms,
     Schedule,
     Kernels,
     Ptx,

@@ -87,7 +87,7 @@ fn print_stage(a: &Compile, stage: EmitArg, options: &CompileOptions) -> Done {
             let program = lower::lower(&stages(path, options)?.joint, lower::Options::default())?;
             lower::print(&program)
         }
-        EmitArg::Egraph => crate::text::egraph(&run_compile(path, options)?),
+        EmitArg::Forms => crate::compile::forms(path, options)?,
         EmitArg::Schedule => crate::text::schedule(&run_compile(path, options)?.plan),
         EmitArg::Ptx => run_compile(path, options)?.ptx.values().cloned().collect::<Vec<_>>().join("\n"),
         EmitArg::Plan => super::inspect::plan_json(&run_compile(path, options)?.plan),

@@ -64,7 +64,7 @@ fn the_verifier_refuses_each_broken_invariant() {
         ("two parameters have the name", refusal(|g| g.parameters.push(g.parameters[0].clone()))),
         (
             "is an input with inputs",
-            refusal(|g| g.nodes[1] = Node { results: vec![ValueId(1)], inputs: vec![ValueId(0)], ..g.nodes[0].clone() }),
+            refusal(|g| g.nodes[1] = Node { results: vec![ValueId(1)], inputs: vec![ValueId(0)], origin: NodeId(1), ..g.nodes[0].clone() }),
         ),
         ("no node of the forward pass", refusal(|g| g.nodes[3].origin = NodeId(2))),
         ("no node of the forward pass", refusal(|g| (g.nodes[4].pass, g.nodes[4].origin) = (Pass::Wgrad, NodeId(9)))),

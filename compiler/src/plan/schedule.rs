@@ -1,7 +1,8 @@
 //! Decisions to a sequence of launches.
 //!
 //! Forward units run in order. Before a backward unit, each forward value that it reads and that was not kept is computed again,
-//! with whatever that needs, in forward order; a recomputed value then stays until its last reader. Everything here is exact:
+//! with whatever that needs, in forward order, by itself where that is possible from what is there and else by the units that made it; a
+//! recomputed value then stays until its last reader. Everything here is exact:
 //! the peak of a [`Schedule`] is what its launches need, to the byte.
 
 use crate::graph::Epoch;
@@ -9,6 +10,7 @@ use crate::quantity::{Bytes, Seconds};
 use crate::units::{BufferId, Program};
 use fp8c_kernels::program::{Mode, ScratchFor};
 use fp8c_runtime::plan::ALIGN;
+use std::collections::{HashMap, HashSet};
 
 /// For each buffer of the program: is the forward pass's value kept for the backward pass? Only asked of forward buffers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,6 +64,8 @@ pub struct Schedule {
 pub struct Facts {
     /// For each buffer: the forward units that write it, ascending.
     pub forward_writers: Vec<Vec<u32>>,
+    /// For each buffer: the unit of [`Program::again`] that makes it by itself. It may run where all that it reads is there.
+    alone: Vec<Option<u32>>,
     /// For each unit, when it runs.
     epoch: Vec<Epoch>,
     /// Arguments of all units, one unit after another, and where each unit's begin.
@@ -94,7 +98,9 @@ impl Facts {
     pub fn new(program: &Program, device: ScratchFor) -> Self {
         let mut forward_writers = vec![vec![]; program.buffers.len()];
         let (mut touches, mut first_touch) = (vec![], vec![0]);
-        for (u, unit) in program.units.iter().enumerate() {
+        let mut alone = vec![None; program.buffers.len()];
+        for (u, unit) in program.units.iter().chain(&program.again).enumerate() {
+            let again = u >= program.units.len();
             let modes = unit.kernel.args();
             let touch = |(arg, &buffer): (&fp8c_kernels::program::Arg, &BufferId)| Touch {
                 buffer,
@@ -103,7 +109,10 @@ impl Facts {
             };
             let start = touches.len();
             touches.extend(modes.iter().zip(&unit.args).map(touch));
-            for t in touches[start..].iter().filter(|t| t.writes && unit.epoch == Epoch::Forward) {
+            for t in touches[start..].iter().filter(|t| t.writes && again) {
+                alone[t.buffer.0 as usize] = Some(u as u32);
+            }
+            for t in touches[start..].iter().filter(|t| t.writes && !again && unit.epoch == Epoch::Forward) {
                 let writers: &mut Vec<u32> = &mut forward_writers[t.buffer.0 as usize];
                 if writers.last() != Some(&(u as u32)) {
                     writers.push(u as u32);
@@ -114,12 +123,13 @@ impl Facts {
         let mut pinned = vec![false; program.buffers.len()];
         let after = program.outputs.iter().map(|(_, b)| *b).chain(program.loss).chain(program.gradients.iter().map(|(_, b)| *b));
         after.for_each(|b| pinned[b.0 as usize] = true);
-        let scratch = program.units.iter().map(|u| match u.kernel.scratch_bytes(device) {
+        let scratch = program.units.iter().chain(&program.again).map(|u| match u.kernel.scratch_bytes(device) {
             0 => Bytes(0),
             bytes => aligned(Bytes(bytes)),
         });
         Facts {
             forward_writers,
+            alone,
             epoch: program.units.iter().map(|u| u.epoch).collect(),
             touches,
             first_touch,
@@ -128,6 +138,79 @@ impl Facts {
             scratch: scratch.collect(),
             pinned,
         }
+    }
+
+    /// How many units run without recomputation.
+    pub fn units(&self) -> usize {
+        self.epoch.len()
+    }
+
+    /// When one of these runs.
+    pub fn epoch(&self, unit: u32) -> Epoch {
+        self.epoch.get(unit as usize).copied().unwrap_or(Epoch::Backward)
+    }
+
+    /// True for what has an address of its own throughout.
+    pub fn is_persistent(&self, b: BufferId) -> bool {
+        self.persistent[b.0 as usize]
+    }
+
+    /// True for what is read after the step.
+    pub fn is_pinned(&self, b: BufferId) -> bool {
+        self.pinned[b.0 as usize]
+    }
+
+    /// A buffer's bytes in the arena.
+    pub fn bytes_of(&self, b: BufferId) -> Bytes {
+        self.bytes[b.0 as usize]
+    }
+
+    /// The facts of some units by themselves, forward before backward. Only what is `inside` takes memory; what is `there` exists throughout.
+    /// Unit 0 is none of the program's: it makes whatever is inside and comes from outside.
+    pub fn local(&self, units: &[u32], inside: impl Fn(BufferId) -> bool, there: impl Fn(BufferId) -> bool) -> Local {
+        let mut local = Locator { of: HashMap::new(), buffers: vec![] };
+        let mut touches: Vec<Vec<Touch>> = vec![vec![]];
+        touches.extend(units.iter().map(|&u| self.touches(u).iter().map(|&t| local.touch(t)).collect()));
+        let mut numbers = vec![u32::MAX];
+        numbers.extend(units);
+        let epoch: Vec<Epoch> = std::iter::once(Epoch::Forward).chain(units.iter().map(|&u| self.epoch(u))).collect();
+        let own = local.buffers.len();
+        let mut alone = vec![None; own];
+        for b in 0..own {
+            let at_hand = |t: &Touch| inside(t.buffer) || there(t.buffer);
+            if let Some(u) = self.alone[local.buffers[b].0 as usize].filter(|&u| inside(local.buffers[b]) && self.touches(u).iter().all(at_hand)) {
+                alone[b] = Some(numbers.len() as u32);
+                numbers.push(u);
+                touches.push(self.touches(u).iter().map(|&t| local.touch(t)).collect());
+            }
+        }
+        alone.resize(local.buffers.len(), None);
+        let mut forward_writers = vec![vec![]; local.buffers.len()];
+        for u in (1..epoch.len()).filter(|&u| epoch[u] == Epoch::Forward) {
+            touches[u].iter().filter(|t| t.writes).for_each(|t| forward_writers[t.buffer.0 as usize].push(u as u32));
+        }
+        forward_writers.iter_mut().for_each(|w: &mut Vec<u32>| w.dedup());
+        let made_inside: HashSet<u32> =
+            (1..epoch.len()).flat_map(|u| &touches[u]).filter(|t| t.writes).map(|t| t.buffer.0).collect();
+        for b in (0..local.buffers.len() as u32).filter(|b| !made_inside.contains(b) && inside(local.buffers[*b as usize])) {
+            touches[0].push(Touch { buffer: BufferId(b), reads: false, writes: true });
+            forward_writers[b as usize].push(0);
+        }
+        let mut first_touch = vec![0];
+        touches.iter().for_each(|t| first_touch.push(first_touch[first_touch.len() - 1] + t.len() as u32));
+        let scratch = |u: &u32| self.scratch.get(*u as usize).copied().unwrap_or(Bytes(0));
+        let facts = Facts {
+            forward_writers,
+            alone,
+            epoch,
+            first_touch,
+            touches: touches.concat(),
+            persistent: local.buffers.iter().map(|&b| !inside(b)).collect(),
+            bytes: local.buffers.iter().map(|&b| self.bytes_of(b)).collect(),
+            scratch: numbers.iter().map(scratch).collect(),
+            pinned: vec![false; local.buffers.len()],
+        };
+        Local { facts, units: numbers, buffers: local.buffers }
     }
 
     /// How a unit touches its arguments, in order.
@@ -144,6 +227,32 @@ impl Facts {
         }
         let transient = |b: usize| !program.buffers[b].persistent && !self.forward_writers[b].is_empty();
         (0..wanted.len()).filter(|&b| wanted[b] && transient(b)).map(|b| BufferId(b as u32)).collect()
+    }
+}
+
+/// Some units by themselves, numbered anew.
+pub struct Local {
+    pub facts: Facts,
+    /// The program's number of each unit.
+    pub units: Vec<u32>,
+    /// The program's number of each buffer.
+    pub buffers: Vec<BufferId>,
+}
+
+/// Numbers buffers in the order in which they are met.
+struct Locator {
+    of: HashMap<BufferId, u32>,
+    buffers: Vec<BufferId>,
+}
+
+impl Locator {
+    fn touch(&mut self, t: Touch) -> Touch {
+        let next = self.buffers.len() as u32;
+        let b = *self.of.entry(t.buffer).or_insert(next);
+        if b == next {
+            self.buffers.push(t.buffer);
+        }
+        Touch { buffer: BufferId(b), ..t }
     }
 }
 
@@ -190,6 +299,22 @@ impl Builder<'_> {
         }
     }
 
+    /// The units that make a buffer that is not there: the one that makes it alone where all that it reads is there.
+    fn makers(&self, b: BufferId) -> &[u32] {
+        let at_hand = |u: &&u32| self.facts.touches(**u).iter().all(|t| !t.reads || !self.lacks(t.buffer));
+        match self.facts.alone[b.0 as usize].as_ref().filter(at_hand) {
+            Some(alone) => std::slice::from_ref(alone),
+            None => &self.facts.forward_writers[b.0 as usize],
+        }
+    }
+
+    /// Where a unit stands among those that run again: one that makes a buffer alone stands behind those that made it with others.
+    fn place(&self, unit: u32) -> (u32, u32) {
+        let made = || self.facts.touches(unit).iter().find(|t| t.writes).and_then(|t| self.facts.forward_writers[t.buffer.0 as usize].last());
+        let with = if (unit as usize) < self.facts.units() { Some(&unit) } else { made() };
+        (with.copied().unwrap_or(unit), unit)
+    }
+
     /// Runs again, in forward order, the forward units without which a unit lacks an input.
     fn recompute_inputs(&mut self, unit: u32) {
         if !self.facts.touches(unit).iter().any(|t| t.reads && self.lacks(t.buffer)) {
@@ -199,14 +324,17 @@ impl Builder<'_> {
         let mut open = vec![unit];
         while let Some(u) = open.pop() {
             let missing = self.facts.touches(u).iter().filter(|t| t.reads && self.lacks(t.buffer));
-            for writer in missing.flat_map(|t| &self.facts.forward_writers[t.buffer.0 as usize]) {
-                if *writer != unit && needed.insert(*writer) {
-                    open.push(*writer);
+            for &writer in missing.flat_map(|t| self.makers(t.buffer)) {
+                if writer != unit && needed.insert(self.place(writer)) {
+                    open.push(writer);
                 }
             }
         }
-        for u in needed {
-            self.launch(u, true);
+        for &(with, u) in &needed {
+            // What is made with others anyway need not be made alone.
+            if u == with || !needed.contains(&(with, with)) {
+                self.launch(u, true);
+            }
         }
     }
 
