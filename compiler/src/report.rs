@@ -1,8 +1,8 @@
 //! What a plan says about itself.
 
+use crate::Error;
 use crate::decide::chain::Costed;
 use crate::decide::planner::{Planner, Rung};
-use crate::Error;
 use crate::decide::sites::{layer_of, sites};
 use crate::graph::{Epoch, Graph, NodeId, Op, Pass};
 use crate::plan::assemble::persistent_bytes;

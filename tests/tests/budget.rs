@@ -61,13 +61,8 @@ fn one_byte_below_the_least_budget_is_refused_with_its_size() {
 }
 
 /// Models and precisions whose plans are looked at closely.
-const CLOSELY: [(&str, Precision); 5] = [
-    ("gpt2", Precision::Fp8),
-    ("gpt2", Precision::F32),
-    ("bert", Precision::F32),
-    ("llama23", Precision::Bf16),
-    ("cnn", Precision::Fp8),
-];
+const CLOSELY: [(&str, Precision); 5] =
+    [("gpt2", Precision::Fp8), ("gpt2", Precision::F32), ("bert", Precision::F32), ("llama23", Precision::Bf16), ("cnn", Precision::Fp8)];
 
 fn lowered(case: &str, precision: Precision) -> Lowered {
     let options = options(precision, None);

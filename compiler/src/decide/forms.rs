@@ -80,10 +80,13 @@ impl Stretch {
     /// Groups the buffers that a backward pass can want by who makes and who reads them.
     fn find_choices(&mut self) {
         let facts = &self.local.facts;
-        let mut alike: BTreeMap<(Vec<u32>, Vec<u32>), Vec<u32>> = BTreeMap::new();
+        let mut readers: Vec<Vec<u32>> = vec![vec![]; self.local.buffers.len()];
+        for u in 0..facts.units() as u32 {
+            facts.touches(u).iter().filter(|t| t.reads).for_each(|t| readers[t.buffer.0 as usize].push(u));
+        }
+        let mut alike: BTreeMap<(&[u32], &[u32]), Vec<u32>> = BTreeMap::new();
         for b in self.wanted() {
-            let readers = (0..facts.units() as u32).filter(|&u| facts.touches(u).iter().any(|t| t.reads && t.buffer.0 == b)).collect();
-            alike.entry((facts.forward_writers[b as usize].clone(), readers)).or_default().push(b);
+            alike.entry((&facts.forward_writers[b as usize], &readers[b as usize])).or_default().push(b);
         }
         let bytes = |of: &[u32]| of.iter().map(|&b| facts.bytes_of(BufferId(b))).sum::<Bytes>();
         let mut choices: Vec<(Bytes, Vec<u32>)> = alike.into_values().map(|of| (bytes(&of), of)).collect();
@@ -251,7 +254,9 @@ impl Stretch {
             key.extend([(self.base[i] - around).0, (self.before[i] - around).0, self.seconds[i].0.to_bits()]);
             key.extend(facts.touches(i as u32).iter().map(|t| t.buffer.0 as u64 * 4 + t.reads as u64 * 2 + t.writes as u64));
         }
-        key.extend((0..self.local.buffers.len() as u32).map(|b| facts.bytes_of(BufferId(b)).0 * 2 + facts.is_persistent(BufferId(b)) as u64));
+        key.extend(
+            (0..self.local.buffers.len() as u32).map(|b| facts.bytes_of(BufferId(b)).0 * 2 + facts.is_persistent(BufferId(b)) as u64),
+        );
         key
     }
 }

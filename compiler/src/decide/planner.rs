@@ -16,6 +16,7 @@ use crate::quantity::{Bytes, Seconds};
 use crate::sections::Sections;
 use fp8c_kernels::program::Kernel;
 use rayon::prelude::*;
+use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::fmt::Write;
 use std::ops::Range;
@@ -29,6 +30,12 @@ const LEVELS: usize = 4;
 
 /// Parts of the way from the least to the most transient bytes.
 const GRID: u64 = 2048;
+
+/// Plans of the fewest transient bytes that are packed to find the smallest arena.
+const LEAN: usize = 4;
+
+/// Sums of times in another order differ by less than this share of them.
+const ORDER: f64 = 1e-12;
 
 /// A plan with its addresses.
 #[derive(Clone, Debug)]
@@ -50,6 +57,7 @@ pub struct Planner<'a> {
     persistent: Bytes,
     low: Bytes,
     full: Bytes,
+    least: OnceCell<Option<Rung>>,
 }
 
 impl<'a> Planner<'a> {
@@ -76,7 +84,7 @@ impl<'a> Planner<'a> {
         let master = Master::new(steps, n, chain.update, base);
         let persistent = persistent_bytes(costed.program);
         let (low, full) = (master.least(), master.full());
-        Planner { costed, chain, master, stretches, persistent, low, full }
+        Planner { costed, chain, master, stretches, persistent, low, full, least: OnceCell::new() }
     }
 
     /// Transient bytes of the `i`-th plan.
@@ -99,12 +107,12 @@ impl<'a> Planner<'a> {
         decisions
     }
 
-    /// The best path within some transient bytes, scheduled and packed.
-    fn rung(&self, room: Bytes) -> Result<Option<(Path, Rung)>, Error> {
+    /// The best path within some transient bytes, scheduled and packed, if it can be into a height that is `enough`.
+    fn rung(&self, room: Bytes, enough: Bytes) -> Result<Option<(Path, Rung)>, Error> {
         let Some(path) = self.master.solve(room)? else { return Ok(None) };
         let decisions = self.decisions(&path);
         let schedule = build(self.costed.facts, &decisions);
-        let packing = pack(&spans(&schedule));
+        let packing = pack(&spans(&schedule), enough);
         let arena_bytes = self.persistent + packing.height;
         Ok(Some((path, Rung { decisions, schedule, packing, arena_bytes })))
     }
@@ -114,37 +122,40 @@ impl<'a> Planner<'a> {
     /// # Errors
     /// [`Error::Infeasible`] with the least budget, the event that binds it and what is alive there; what [`Master::solve`] says.
     pub fn choose(&self, budget: Bytes) -> Result<Rung, Error> {
-        let room = budget.checked_sub(self.persistent).and_then(|room| self.at_most(room));
-        let Some(mut i) = room else { return Err(self.infeasible(budget)?) };
-        loop {
-            let Some((path, rung)) = self.rung(self.target(i))? else { return Err(self.infeasible(budget)?) };
+        let least = self.least()?.filter(|l| l.arena_bytes <= budget);
+        let Some(least) = least else { return Err(self.infeasible(budget)?) };
+        let room = budget - self.persistent;
+        let mut next = self.at_most(room);
+        while let Some(i) = next {
+            let Some((path, rung)) = self.rung(self.target(i), room)? else { break };
             if rung.arena_bytes <= budget {
                 return Ok(rung);
             }
             // Down to the first plan that is another one.
-            i = match (0..i).rev().find(|&j| self.target(j) < path.peak) {
-                Some(other) => other,
-                None => return Err(self.infeasible(budget)?),
-            };
+            next = (0..i).rev().find(|&j| self.target(j) < path.peak);
         }
+        Ok(least.clone())
     }
 
-    /// The plan of the smallest arena.
+    /// The plan of the smallest arena among those of the fewest transient bytes: packing may lose more than the next plan takes.
     ///
     /// # Errors
     /// What [`Master::solve`] says.
-    pub fn least(&self) -> Result<Option<Rung>, Error> {
+    pub fn least(&self) -> Result<Option<&Rung>, Error> {
+        if let Some(known) = self.least.get() {
+            return Ok(known.as_ref());
+        }
         let mut best: Option<Rung> = None;
-        let mut i = 0;
-        while best.as_ref().is_none_or(|b| self.persistent + self.target(i) < b.arena_bytes) {
-            let Some((path, rung)) = self.rung(self.target(i))? else { break };
+        let mut next = Some(0);
+        for _ in 0..LEAN {
+            let Some(i) = next.filter(|&i| best.as_ref().is_none_or(|b| self.persistent + self.target(i) < b.arena_bytes)) else { break };
+            let Some((path, rung)) = self.rung(self.target(i), Bytes(0))? else { break };
             if best.as_ref().is_none_or(|b| rung.arena_bytes < b.arena_bytes) {
                 best = Some(rung);
             }
-            let Some(next) = (i + 1..=GRID).find(|&j| self.target(j) > path.peak) else { break };
-            i = next;
+            next = (i + 1..=GRID).find(|&j| self.target(j) > path.peak);
         }
-        Ok(best)
+        Ok(self.least.get_or_init(|| best).as_ref())
     }
 
     /// No plan of these forms within `budget` takes less time a step than this, in this order of launches and by these costs.
@@ -153,7 +164,7 @@ impl<'a> Planner<'a> {
     /// What [`Master::solve`] says.
     pub fn lower_bound(&self, budget: Bytes) -> Result<Seconds, Error> {
         let bound = self.master.solve(budget - self.persistent)?.map(|p| p.bound);
-        Ok(self.master.base + bound.unwrap_or(Seconds(0.0)))
+        Ok(Seconds((self.master.base + bound.unwrap_or(Seconds(0.0))).0 * (1.0 - ORDER)))
     }
 
     /// The schedule that recomputes nothing.
@@ -201,7 +212,8 @@ impl<'a> Planner<'a> {
                 kept.sort();
                 let names: Vec<&str> = kept.iter().map(|b| self.costed.program.buffers[b.0 as usize].name.as_str()).collect();
                 let range = steps.start..steps.start + steps.sections;
-                let _ = writeln!(out, "sections {range:?}: {} bytes kept, {:.6} s again: {}", form.kept.0, form.seconds.0, names.join(", "));
+                let _ =
+                    writeln!(out, "sections {range:?}: {} bytes kept, {:.6} s again: {}", form.kept.0, form.seconds.0, names.join(", "));
             }
         }
         Ok(out)

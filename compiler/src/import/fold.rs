@@ -5,8 +5,8 @@
 //! What is folded is bounded, so that a few lines of a model cannot ask for gigabytes: a larger node stays a node.
 
 use super::ops::Lowering;
-use crate::graph::eval::eval_node;
 use crate::Error;
+use crate::graph::eval::eval_node;
 use crate::graph::{ConstData, Graph, NodeId, Op, TensorType, ValueId};
 use std::sync::Arc;
 

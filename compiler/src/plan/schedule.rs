@@ -5,12 +5,15 @@
 //! recomputed value then stays until its last reader. Everything here is exact:
 //! the peak of a [`Schedule`] is what its launches need, to the byte.
 
+mod local;
+
+pub use local::Local;
+
 use crate::graph::Epoch;
 use crate::quantity::{Bytes, Seconds};
 use crate::units::{BufferId, Program};
 use fp8c_kernels::program::{Mode, ScratchFor};
 use fp8c_runtime::plan::ALIGN;
-use std::collections::{HashMap, HashSet};
 
 /// For each buffer of the program: is the forward pass's value kept for the backward pass? Only asked of forward buffers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,6 +64,7 @@ pub struct Schedule {
 }
 
 /// Facts about a program that every schedule of it shares, packed closely: schedules are built by the thousand.
+#[derive(Default)]
 pub struct Facts {
     /// For each buffer: the forward units that write it, ascending.
     pub forward_writers: Vec<Vec<u32>>,
@@ -165,54 +169,6 @@ impl Facts {
         self.bytes[b.0 as usize]
     }
 
-    /// The facts of some units by themselves, forward before backward. Only what is `inside` takes memory; what is `there` exists throughout.
-    /// Unit 0 is none of the program's: it makes whatever is inside and comes from outside.
-    pub fn local(&self, units: &[u32], inside: impl Fn(BufferId) -> bool, there: impl Fn(BufferId) -> bool) -> Local {
-        let mut local = Locator { of: HashMap::new(), buffers: vec![] };
-        let mut touches: Vec<Vec<Touch>> = vec![vec![]];
-        touches.extend(units.iter().map(|&u| self.touches(u).iter().map(|&t| local.touch(t)).collect()));
-        let mut numbers = vec![u32::MAX];
-        numbers.extend(units);
-        let epoch: Vec<Epoch> = std::iter::once(Epoch::Forward).chain(units.iter().map(|&u| self.epoch(u))).collect();
-        let own = local.buffers.len();
-        let mut alone = vec![None; own];
-        for b in 0..own {
-            let at_hand = |t: &Touch| inside(t.buffer) || there(t.buffer);
-            if let Some(u) = self.alone[local.buffers[b].0 as usize].filter(|&u| inside(local.buffers[b]) && self.touches(u).iter().all(at_hand)) {
-                alone[b] = Some(numbers.len() as u32);
-                numbers.push(u);
-                touches.push(self.touches(u).iter().map(|&t| local.touch(t)).collect());
-            }
-        }
-        alone.resize(local.buffers.len(), None);
-        let mut forward_writers = vec![vec![]; local.buffers.len()];
-        for u in (1..epoch.len()).filter(|&u| epoch[u] == Epoch::Forward) {
-            touches[u].iter().filter(|t| t.writes).for_each(|t| forward_writers[t.buffer.0 as usize].push(u as u32));
-        }
-        forward_writers.iter_mut().for_each(|w: &mut Vec<u32>| w.dedup());
-        let made_inside: HashSet<u32> =
-            (1..epoch.len()).flat_map(|u| &touches[u]).filter(|t| t.writes).map(|t| t.buffer.0).collect();
-        for b in (0..local.buffers.len() as u32).filter(|b| !made_inside.contains(b) && inside(local.buffers[*b as usize])) {
-            touches[0].push(Touch { buffer: BufferId(b), reads: false, writes: true });
-            forward_writers[b as usize].push(0);
-        }
-        let mut first_touch = vec![0];
-        touches.iter().for_each(|t| first_touch.push(first_touch[first_touch.len() - 1] + t.len() as u32));
-        let scratch = |u: &u32| self.scratch.get(*u as usize).copied().unwrap_or(Bytes(0));
-        let facts = Facts {
-            forward_writers,
-            alone,
-            epoch,
-            first_touch,
-            touches: touches.concat(),
-            persistent: local.buffers.iter().map(|&b| !inside(b)).collect(),
-            bytes: local.buffers.iter().map(|&b| self.bytes_of(b)).collect(),
-            scratch: numbers.iter().map(scratch).collect(),
-            pinned: vec![false; local.buffers.len()],
-        };
-        Local { facts, units: numbers, buffers: local.buffers }
-    }
-
     /// How a unit touches its arguments, in order.
     pub fn touches(&self, unit: u32) -> &[Touch] {
         &self.touches[self.first_touch[unit as usize] as usize..self.first_touch[unit as usize + 1] as usize]
@@ -227,32 +183,6 @@ impl Facts {
         }
         let transient = |b: usize| !program.buffers[b].persistent && !self.forward_writers[b].is_empty();
         (0..wanted.len()).filter(|&b| wanted[b] && transient(b)).map(|b| BufferId(b as u32)).collect()
-    }
-}
-
-/// Some units by themselves, numbered anew.
-pub struct Local {
-    pub facts: Facts,
-    /// The program's number of each unit.
-    pub units: Vec<u32>,
-    /// The program's number of each buffer.
-    pub buffers: Vec<BufferId>,
-}
-
-/// Numbers buffers in the order in which they are met.
-struct Locator {
-    of: HashMap<BufferId, u32>,
-    buffers: Vec<BufferId>,
-}
-
-impl Locator {
-    fn touch(&mut self, t: Touch) -> Touch {
-        let next = self.buffers.len() as u32;
-        let b = *self.of.entry(t.buffer).or_insert(next);
-        if b == next {
-            self.buffers.push(t.buffer);
-        }
-        Touch { buffer: BufferId(b), ..t }
     }
 }
 
@@ -310,7 +240,8 @@ impl Builder<'_> {
 
     /// Where a unit stands among those that run again: one that makes a buffer alone stands behind those that made it with others.
     fn place(&self, unit: u32) -> (u32, u32) {
-        let made = || self.facts.touches(unit).iter().find(|t| t.writes).and_then(|t| self.facts.forward_writers[t.buffer.0 as usize].last());
+        let made =
+            || self.facts.touches(unit).iter().find(|t| t.writes).and_then(|t| self.facts.forward_writers[t.buffer.0 as usize].last());
         let with = if (unit as usize) < self.facts.units() { Some(&unit) } else { made() };
         (with.copied().unwrap_or(unit), unit)
     }

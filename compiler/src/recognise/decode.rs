@@ -22,14 +22,7 @@ pub fn decode(old: &Graph, egraph: &Terms, best: &Best, encoded_roots: &[Id], si
     for (id, site) in sites {
         site_of.entry(egraph.find(*id)).or_insert_with(|| site.clone());
     }
-    let mut d = Decoder {
-        old,
-        egraph,
-        best,
-        site_of,
-        rewrite: Rewrite::new(old),
-        done: HashMap::new(),
-    };
+    let mut d = Decoder { old, egraph, best, site_of, rewrite: Rewrite::new(old), done: HashMap::new() };
     d.sources(encoded_roots);
     for (&root, value) in encoded_roots.iter().zip(roots(old)) {
         let new = d.value(root, &old.def(value).site)?;
@@ -135,7 +128,14 @@ impl Decoder<'_, '_> {
                 Term::Integer(i, _) => *i as usize,
                 _ => 0,
             };
-            return self.rewrite.graph().def(first).results.get(index).copied().ok_or_else(|| Error::graph(site, "a result was rewritten away"));
+            return self
+                .rewrite
+                .graph()
+                .def(first)
+                .results
+                .get(index)
+                .copied()
+                .ok_or_else(|| Error::graph(site, "a result was rewritten away"));
         }
         let (last, operands) = children.split_last().ok_or_else(|| Error::graph(site, "a term without attributes"))?;
         let op = op_of(self.egraph, *last).cloned().ok_or_else(|| Error::graph(site, format!("{name} has lost its attributes")))?;

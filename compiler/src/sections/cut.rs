@@ -18,17 +18,21 @@ pub(super) struct Whole<'a> {
     /// For each value: the last forward node that reads it; 0 where none does.
     pub last_use: Vec<usize>,
     pub root: Vec<bool>,
+    /// For each value: whether no input of the graph reaches it.
+    constant: Vec<bool>,
 }
 
 impl<'a> Whole<'a> {
     pub fn new(graph: &'a Graph) -> Self {
         let values = graph.values.len();
-        let mut whole = Whole { graph, carried: vec![false; values], last_use: vec![0; values], root: vec![false; values] };
+        let (carried, constant) = (vec![false; values], vec![false; values]);
+        let mut whole = Whole { graph, carried, last_use: vec![0; values], root: vec![false; values], constant };
         roots(graph).iter().for_each(|v| whole.root[v.index()] = true);
         for (n, node) in whole.forward() {
             let trained = matches!(node.op, Op::Parameter(p) if graph.parameters[p].trainable);
             let carried = trained || node.inputs.iter().any(|v| whole.carried[v.index()]);
-            node.results.iter().for_each(|r| whole.carried[r.index()] = carried);
+            let constant = !matches!(node.op, Op::Input { .. }) && node.inputs.iter().all(|v| whole.constant[v.index()]);
+            node.results.iter().for_each(|r| (whole.carried[r.index()], whole.constant[r.index()]) = (carried, constant));
             node.inputs.iter().for_each(|v| whole.last_use[v.index()] = n);
         }
         whole
@@ -91,11 +95,14 @@ impl<'a> Whole<'a> {
         self.carried[v.index()] && !self.graph.def(v).op.is_source() && self.graph.ty(v).shape == self.graph.ty(node.results[0]).shape
     }
 
-    /// True for rows of a trained table, looked up by values that nothing trained goes into, where several nodes read them.
+    /// True for rows of a trained table, looked up by values that nothing trained goes into, alone or with what no input reaches, where
+    /// several nodes read them.
     fn embeds(&self, v: ValueId) -> bool {
         let mut node = self.graph.def(v);
-        while let (Op::Reshape(_) | Op::Map(..), [from]) = (&node.op, &node.inputs[..]) {
-            node = self.graph.def(*from);
+        while let Op::Reshape(_) | Op::Map(..) = node.op {
+            let mut from = node.inputs.iter().filter(|i| !self.constant[i.index()]);
+            let (Some(&only), None) = (from.next(), from.next()) else { break };
+            node = self.graph.def(only);
         }
         let looked_up = node.op == Op::Take && node.inputs.get(1).is_some_and(|i| !self.carried[i.index()]);
         looked_up && self.forward().filter(|(_, n)| n.inputs.contains(&v)).take(2).count() > 1
