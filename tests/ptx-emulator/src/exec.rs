@@ -1,17 +1,17 @@
 //! Blocks and barriers.
 
-use crate::memory::{Actor, Buffer, Contents, Region};
+use crate::global::Global;
+use crate::memory::{Actor, Contents, Region};
 use crate::parse::{Entry, Program, Space};
 use crate::warp::{Stop, Warp};
 use crate::{Fault, Launch};
 
-/// Bits of an address below the number of its buffer.
-const BUFFER_SHIFT: u32 = 40;
-
 /// Memory that the threads of a block reach.
 pub(crate) struct Memory<'g> {
-    pub global: &'g mut [Region],
+    pub global: &'g mut Global,
     pub shared: Region,
+    /// Values of the entry's parameters.
+    pub parameters: &'g [u64],
 }
 
 impl Memory<'_> {
@@ -19,10 +19,7 @@ impl Memory<'_> {
         if space == Space::Shared {
             return Ok((&mut self.shared, address));
         }
-        let number = (address >> BUFFER_SHIFT).wrapping_sub(1) as usize;
-        let offset = address & ((1 << BUFFER_SHIFT) - 1);
-        let region = self.global.get_mut(number).ok_or_else(|| format!("address {address:#x} belongs to no buffer"))?;
-        Ok((region, offset))
+        self.global.region(address)
     }
 
     fn aligned(address: u64, align: usize) -> Result<(), String> {
@@ -43,27 +40,33 @@ impl Memory<'_> {
 }
 
 /// Runs all blocks of a launch, one after the other.
-pub(crate) fn run(program: &Program, launch: &Launch<'_>, buffers: &mut [Buffer]) -> Result<(), Fault> {
+pub(crate) fn run(program: &Program, launch: &Launch<'_>, parameters: &[u64], global: &mut Global) -> Result<(), Fault> {
     let fault = |reason: String| Fault { line: 0, reason };
     let entry = program.entries.get(launch.entry).ok_or_else(|| fault(format!("no entry {}", launch.entry)))?;
-    if entry.parameters != buffers.len() || !launch.threads.is_multiple_of(32) {
-        return Err(fault(format!("{} parameters, {} buffers, {} threads", entry.parameters, buffers.len(), launch.threads)));
+    let want = entry.parameters.len();
+    if want != parameters.len() {
+        return Err(fault(format!("{} parameters where entry {} has {want}", parameters.len(), launch.entry)));
     }
-    let mut global: Vec<Region> = buffers.iter().map(|b| Region::new(b.bytes.clone(), b.contents)).collect();
+    if !launch.threads.is_multiple_of(32) {
+        return Err(fault(format!("{} threads, which are not whole warps", launch.threads)));
+    }
+    let shared = vec![0; entry.shared + launch.shared_bytes as usize];
+    let mut memory = Memory { global, shared: Region::new(shared, Contents::Undefined), parameters };
     // Any order of blocks is right; an unusual one finds more.
-    let result = (0..launch.blocks).rev().try_for_each(|block| run_block(entry, launch, block, &mut global));
-    buffers.iter_mut().zip(global).for_each(|(b, r)| b.bytes = r.bytes);
+    let result = (0..launch.blocks).rev().try_for_each(|block| {
+        memory.shared.reset();
+        run_block(entry, launch, block, &mut memory)
+    });
+    memory.global.settle();
     result
 }
 
-fn run_block(entry: &Entry, launch: &Launch<'_>, block: u32, global: &mut [Region]) -> Result<(), Fault> {
-    let shared = vec![0; entry.shared + launch.shared_bytes as usize];
-    let mut memory = Memory { global, shared: Region::new(shared, Contents::Undefined) };
+fn run_block(entry: &Entry, launch: &Launch<'_>, block: u32, memory: &mut Memory<'_>) -> Result<(), Fault> {
     let mut warps: Vec<Warp<'_>> = (0..launch.threads / 32).map(|w| Warp::new(entry, block, w, launch.threads)).collect();
     loop {
         let mut stops = Vec::with_capacity(warps.len());
         for warp in warps.iter_mut().rev() {
-            stops.push(warp.run(&mut memory)?);
+            stops.push(warp.run(memory)?);
         }
         if stops.iter().all(|s| *s == Stop::Returned) {
             return Ok(());
@@ -74,9 +77,4 @@ fn run_block(entry: &Entry, launch: &Launch<'_>, block: u32, global: &mut [Regio
         }
         warps.iter_mut().for_each(Warp::release);
     }
-}
-
-/// The address of a buffer's first byte.
-pub(crate) fn buffer_address(number: usize) -> u64 {
-    (number as u64 + 1) << BUFFER_SHIFT
 }

@@ -10,11 +10,14 @@
 
 mod exec;
 mod float;
+mod global;
+mod lanes;
 mod memory;
 mod ops;
 mod parse;
 mod warp;
 
+pub use global::Global;
 pub use memory::{Buffer, Contents};
 pub use parse::Program;
 
@@ -34,6 +37,9 @@ impl std::fmt::Display for Fault {
 
 impl std::error::Error for Fault {}
 
+/// Bits of an address below the number of its buffer.
+const BUFFER_SHIFT: u32 = 40;
+
 /// The shape of a launch; grids and blocks are one-dimensional.
 #[derive(Clone, Debug)]
 pub struct Launch<'a> {
@@ -44,10 +50,29 @@ pub struct Launch<'a> {
     pub shared_bytes: u32,
 }
 
-/// Runs an entry whose parameters are the addresses of `buffers`.
+/// Runs an entry on global memory, given the values of its parameters.
+///
+/// # Errors
+/// A [`Fault`], after which the memory holds whatever was written until then.
+pub fn launch(program: &Program, launch: &Launch<'_>, parameters: &[u64], global: &mut Global) -> Result<(), Fault> {
+    exec::run(program, launch, parameters, global)
+}
+
+/// [`launch`] with the addresses of `buffers` as parameters, each an allocation of its own.
 ///
 /// # Errors
 /// A [`Fault`], after which the buffers hold whatever was written until then.
 pub fn run(program: &Program, launch: &Launch<'_>, buffers: &mut [Buffer]) -> Result<(), Fault> {
-    exec::run(program, launch, buffers)
+    let (mut global, mut parameters) = (Global::default(), vec![]);
+    for (n, b) in buffers.iter_mut().enumerate() {
+        let address = (n as u64 + 1) << BUFFER_SHIFT;
+        let inserted = global.insert(address, std::mem::take(&mut b.bytes), b.contents);
+        inserted.map_err(|reason| Fault { line: 0, reason })?;
+        parameters.push(address);
+    }
+    let result = exec::run(program, launch, &parameters, &mut global);
+    for (b, address) in buffers.iter_mut().zip(parameters) {
+        b.bytes = global.remove(address).unwrap_or_default();
+    }
+    result
 }

@@ -17,7 +17,8 @@ pub(crate) struct Entry {
     pub registers: usize,
     /// Bytes of static shared memory.
     pub shared: usize,
-    pub parameters: usize,
+    /// Bytes of each parameter.
+    pub parameters: Vec<usize>,
 }
 
 #[derive(Clone, Debug)]
@@ -103,7 +104,7 @@ impl Program {
                 let name = rest.trim_end_matches(['(', ')']).to_string();
                 let open = (at..lines.len()).find(|&i| lines[i] == "{").unwrap_or(lines.len());
                 let close = (open..lines.len()).find(|&i| lines[i] == "}").unwrap_or(lines.len());
-                let parameters = lines[at + 1..open].iter().filter(|l| l.starts_with(".param")).count();
+                let parameters = lines[at + 1..open].iter().filter(|l| l.starts_with(".param")).map(|l| parameter_bytes(l)).collect();
                 entries.insert(name, entry(&lines, open + 1, close, parameters, &dynamic)?);
                 at = close;
             }
@@ -112,13 +113,28 @@ impl Program {
         Ok(Program { entries })
     }
 
+    /// Bytes of each parameter of an entry.
+    pub fn parameters(&self, entry: &str) -> Option<&[usize]> {
+        self.entries.get(entry).map(|e| e.parameters.as_slice())
+    }
+
+    /// Bytes of static shared memory of an entry.
+    pub fn static_shared(&self, entry: &str) -> Option<usize> {
+        self.entries.get(entry).map(|e| e.shared)
+    }
+
     /// Names of the entries.
     pub fn entries(&self) -> impl Iterator<Item = &str> {
         self.entries.keys().map(String::as_str)
     }
 }
 
-fn entry(lines: &[&str], from: usize, to: usize, parameters: usize, dynamic: &[String]) -> Result<Entry, Fault> {
+/// Bytes of a declared parameter: `.param .u64 .ptr .global name`.
+fn parameter_bytes(line: &str) -> usize {
+    line.split_whitespace().nth(1).map_or(8, |t| width(t.trim_start_matches('.')) as usize / 8)
+}
+
+fn entry(lines: &[&str], from: usize, to: usize, parameters: Vec<usize>, dynamic: &[String]) -> Result<Entry, Fault> {
     let mut p = Parser { registers: HashMap::new(), labels: HashMap::new(), shared: HashMap::new(), shared_size: 0, line: 0 };
     p.shared.extend(dynamic.iter().map(|name| (name.clone(), 0)));
     // Statements end with a semicolon and may span lines.

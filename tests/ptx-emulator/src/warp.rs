@@ -4,13 +4,12 @@
 //! structured divergence. Lanes at a warp-wide instruction wait until all stand at it.
 
 use crate::Fault;
-use crate::exec::{Memory, buffer_address};
-use crate::float::{from_bf16, from_e4m3};
+use crate::exec::Memory;
 use crate::memory::Actor;
 use crate::parse::{Address, Entry, Instruction, Kind, Source, Space, Special};
 use std::collections::VecDeque;
 
-const LANES: usize = 32;
+pub(crate) const LANES: usize = 32;
 /// Program counter of a lane that has returned.
 const RETURNED: usize = usize::MAX;
 
@@ -33,8 +32,8 @@ struct Pending {
 pub(crate) struct Warp<'e> {
     entry: &'e Entry,
     /// Register r of lane l at `r * 32 + l`.
-    registers: Vec<u64>,
-    at: [usize; LANES],
+    pub(crate) registers: Vec<u64>,
+    pub(crate) at: [usize; LANES],
     block: u32,
     first_thread: u32,
     threads: u32,
@@ -75,6 +74,10 @@ impl<'e> Warp<'e> {
         // Lanes that wait for the others at a warp-wide instruction.
         let mut waiting = 0u32;
         loop {
+            if let Some((instruction, pc)) = self.converged().filter(|(i, _)| !is_wide(&i.kind)) {
+                self.step(instruction, pc, u32::MAX, memory).map_err(|reason| Fault { line: instruction.line, reason })?;
+                continue;
+            }
             let free = (0..LANES).filter(|l| waiting >> l & 1 == 0).map(|l| self.at[l]).min().unwrap_or(RETURNED);
             if free == RETURNED && waiting == 0 {
                 return Ok(Stop::Returned);
@@ -100,6 +103,15 @@ impl<'e> Warp<'e> {
             }
             self.step(instruction, pc, here, memory).map_err(fault)?;
         }
+    }
+
+    /// The instruction at which all lanes stand.
+    fn converged(&self) -> Option<(&'e Instruction, usize)> {
+        let pc = self.at[0];
+        if self.at.iter().any(|&p| p != pc) {
+            return None;
+        }
+        self.entry.code.get(pc).map(|i| (i, pc))
     }
 
     /// Lets the lanes past the barrier at which they wait.
@@ -130,6 +142,11 @@ impl<'e> Warp<'e> {
     }
 
     fn step(&mut self, i: &Instruction, pc: usize, here: u32, memory: &mut Memory<'_>) -> Step {
+        if let Kind::Plain { op, to, from } = &i.kind {
+            self.advance(pc, here);
+            self.plain(*op, *to, from, self.active(i.guard, here));
+            return Ok(());
+        }
         for lane in (0..LANES).filter(|l| here >> l & 1 == 1) {
             self.at[lane] = pc + 1;
             if let Some((register, wanted)) = i.guard
@@ -150,11 +167,6 @@ impl<'e> Warp<'e> {
     /// An instruction of one lane.
     fn lane(&mut self, kind: &Kind, lane: usize, memory: &mut Memory<'_>) -> Step {
         match kind {
-            Kind::Plain { op, to, from } => {
-                let mut x = [0; 4];
-                from.iter().zip(&mut x).for_each(|(s, x)| *x = self.value(*s, lane));
-                self.set(*to, lane, op(x));
-            }
             Kind::Special { to, which } => {
                 let value = match which {
                     Special::Thread => self.first_thread + lane as u32,
@@ -162,7 +174,10 @@ impl<'e> Warp<'e> {
                 };
                 self.set(*to, lane, value as u64);
             }
-            Kind::Parameter { to, number } => self.set(*to, lane, buffer_address(*number)),
+            Kind::Parameter { to, number } => {
+                let value = memory.parameters.get(*number).ok_or("a parameter that the entry does not have")?;
+                self.set(*to, lane, *value);
+            }
             Kind::Pack { to, from, bits } => {
                 let mask = u64::MAX >> (64 - bits);
                 let value = from.iter().rev().fold(0u64, |v, s| v << bits | self.value(*s, lane) & mask);
@@ -268,28 +283,5 @@ impl<'e> Warp<'e> {
             }
         }
         Ok(())
-    }
-
-    /// `mma` of 16 x 8 with 32 bytes of depth.
-    fn mma(&mut self, to: [usize; 4], a: &[[u64; LANES]; 4], b: &[[u64; LANES]; 2], c: &[[u64; LANES]; 4], codes: bool) {
-        let per_register = if codes { 4 } else { 2 };
-        let element = |register: u64, i: usize| match codes {
-            true => from_e4m3((register >> (8 * i)) as u8) as f64,
-            false => from_bf16((register >> (16 * i)) as u16) as f64,
-        };
-        for (i, (&register, start)) in to.iter().zip(c).enumerate() {
-            for (lane, &start) in start.iter().enumerate() {
-                let (row, col) = (lane / 4 + 8 * (i / 2), 2 * (lane % 4) + i % 2);
-                let mut sum = f32::from_bits(start as u32) as f64;
-                for k in 0..8 * per_register {
-                    // Four lanes hold a slice of the depth, in two halves.
-                    let (half, within) = (k / (4 * per_register), k % (4 * per_register));
-                    let (quad, part) = (within / per_register, within % per_register);
-                    let left = element(a[row / 8 + 2 * half][4 * (row % 8) + quad], part);
-                    sum += left * element(b[half][4 * col + quad], part);
-                }
-                self.set(register, lane, (sum as f32).to_bits() as u64);
-            }
-        }
     }
 }
