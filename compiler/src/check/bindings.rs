@@ -158,7 +158,7 @@ pub fn check(program: &Program, plan: &Plan, units: &[u32]) -> Result<(), String
     let mut scratch: HashMap<&Kernel, u64> = HashMap::new();
     let steps = plan.schedule.micro.iter().chain(&plan.schedule.update);
     for (at, (step, &u)) in steps.zip(units).enumerate() {
-        let unit = &program.units[u as usize];
+        let unit = program.unit(u);
         let kernel = plan.kernels.get(step.kernel as usize).map(|k| &k.kernel).filter(|k| **k == unit.kernel);
         let need = match plan.is_for_cpu() {
             true => *scratch.entry(&unit.kernel).or_insert_with(|| unit.kernel.scratch_bytes(ScratchFor::Cpu { threads: 1 })),

@@ -41,7 +41,7 @@ fn proved(graph: &Graph, program: &Program, plan: &Plan, units: &[u32]) -> Resul
     if units.len() != micro + plan.schedule.update.len() {
         return Err("the plan's steps and the schedule's differ in number".into());
     }
-    if let Some(u) = units.iter().find(|u| **u as usize >= program.units.len()) {
+    if let Some(u) = units.iter().find(|u| **u as usize >= program.units.len() + program.again.len()) {
         return Err(format!("there is no unit {u}"));
     }
     bindings::check(program, plan, units)?;
@@ -156,7 +156,7 @@ impl Replayer<'_> {
         let (plan, program) = (self.plan, self.program);
         let micro = &plan.schedule.micro;
         let step = if at < micro.len() { &micro[at] } else { &plan.schedule.update[at - micro.len()] };
-        let site = &program.units[unit as usize].site;
+        let site = &program.unit(unit).site;
         let named = |reason| format!("step {at} ({site}) {reason}");
         self.reads(step, unit).map_err(named)?;
         self.writes(step, unit).map_err(named)

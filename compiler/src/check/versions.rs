@@ -2,11 +2,13 @@
 //!
 //! A buffer's writes are numbered in the program's order. Before its write of number n, or where a unit reads it after n writes, a
 //! buffer is in version n. Writes of mode `Write` fill parts that are their own, so they may happen again, and reading a part does not
-//! mind that another part is finished already; writes of mode `Update` depend on what was there, and happen once and in order.
+//! mind that another part is finished already; writes of mode `Update` depend on what was there, and happen once and in order. A unit of
+//! [`Program::again`] makes a buffer as the whole forward pass leaves it.
 
 use super::arena::Written;
-use crate::units::{BufferId, Program};
-use fp8c_kernels::program::{Mode, Region};
+use crate::graph::Epoch;
+use crate::units::{BufferId, Program, Unit};
+use fp8c_kernels::program::{Arg, Mode, Region};
 use std::collections::HashSet;
 
 /// How a unit touches one of its arguments.
@@ -58,6 +60,7 @@ impl<'a> Versions<'a> {
             }
             touches.push(of_unit);
         }
+        touches.extend(program.again.iter().map(|unit| again(program, unit, &writes)));
         let sums = |b: usize| writes[b].first().is_some_and(|w| w.updates);
         let lasting = program.buffers.iter().enumerate().map(|(b, buffer)| buffer.persistent || sums(b)).collect();
         Versions { program, touches, writes, of_micro, lasting }
@@ -96,6 +99,10 @@ impl<'a> Versions<'a> {
     /// Notes a unit's write. Where it undoes an update, what was there before it is all that counts as gone.
     pub fn write(&self, unit: u32, arg: usize, written: &mut Written) {
         let touch = self.touches[unit as usize][arg];
+        if unit as usize >= self.program.units.len() {
+            *written = Written { before: touch.version, ..Written::default() };
+            return;
+        }
         let writes = &self.writes[touch.buffer.0 as usize];
         let earlier = self.touches[unit as usize][..arg].iter().filter(|t| t.buffer == touch.buffer && t.mode != Mode::Read);
         let number = touch.version + earlier.count() as u32;
@@ -107,10 +114,20 @@ impl<'a> Versions<'a> {
 
     /// True if what a unit reads of an argument is shown to be none of what a write fills.
     fn apart(&self, unit: u32, arg: usize, write: Write) -> bool {
-        let footprint = |u: u32, n: usize| self.program.units[u as usize].kernel.footprint().swap_remove(n);
+        let footprint = |u: u32, n: usize| self.program.unit(u).kernel.footprint().swap_remove(n);
         let (read, written) = (footprint(unit, arg).reads, footprint(write.unit, write.arg).writes);
         read.iter().all(|r| written.iter().all(|w| regions_apart(r, w)))
     }
+}
+
+/// How one of [`Program::again`] touches its arguments: it finds and leaves what the forward pass has made.
+fn again(program: &Program, unit: &Unit, writes: &[Vec<Write>]) -> Vec<Touch> {
+    let forward = |w: &&Write| program.units[w.unit as usize].epoch == Epoch::Forward;
+    let touch = |(arg, &buffer): (Arg, &BufferId)| {
+        let version = writes[buffer.0 as usize].iter().filter(forward).count() as u32;
+        Touch { buffer, mode: arg.mode, version }
+    };
+    unit.kernel.args().into_iter().zip(&unit.args).map(touch).collect()
 }
 
 /// Shows two regions disjoint: they do not meet, or not within the period of a stride that both have outside of what they differ in.

@@ -10,6 +10,7 @@ use crate::differentiate::Optimizer;
 use crate::import::{ImportOptions, LossSpec, ParameterOptions};
 use crate::precision::Precision;
 use crate::quantity::Bytes;
+use crate::sections::sections;
 use crate::{Error, emit, lower};
 use fp8c_kernels::DType;
 use fp8c_runtime::files::Replaces;
@@ -103,11 +104,15 @@ fn print_stage(a: &Compile, stage: EmitArg, options: &CompileOptions) -> Done {
         EmitArg::Graph => stages(path, options)?.imported.graph.to_string(),
         EmitArg::Recognised => stages(path, options)?.recognised.to_string(),
         EmitArg::Joint => stages(path, options)?.joint.to_string(),
+        EmitArg::Sections => {
+            let joint = stages(path, options)?.joint;
+            sections(&joint)?.print(&joint)
+        }
         EmitArg::Kernels => {
             let program = lower::lower(&stages(path, options)?.joint, lower::Options::default())?;
             lower::print(&program)
         }
-        EmitArg::Egraph => crate::text::egraph(&run_compile(path, options)?),
+        EmitArg::Forms => crate::compile::forms(path, options)?,
         EmitArg::Schedule => crate::text::schedule(&run_compile(path, options)?.plan),
         EmitArg::Ptx => run_compile(path, options)?.ptx.values().cloned().collect::<Vec<_>>().join("\n"),
         EmitArg::Plan => super::inspect::plan_json(&run_compile(path, options)?.plan),

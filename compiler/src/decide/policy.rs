@@ -1,31 +1,10 @@
 //! Which products may run in which format.
 
 use crate::Error;
+use crate::graph::Pass;
 use globset::{Glob, GlobMatcher};
 use serde::Deserialize;
 use std::path::Path;
-
-/// One of the three products of a linear layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Pass {
-    /// Y = X W
-    Fprop,
-    /// dX = dY W^T
-    Dgrad,
-    /// dW = X^T dY
-    Wgrad,
-}
-
-impl Pass {
-    pub fn name(self) -> &'static str {
-        match self {
-            Pass::Fprop => "fprop",
-            Pass::Dgrad => "dgrad",
-            Pass::Wgrad => "wgrad",
-        }
-    }
-}
 
 /// What a linear layer is for, as far as the default policy cares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -136,7 +136,7 @@ pub fn import_model(mut model: Model, path: &Path, options: &ImportOptions) -> R
         false => vec![loss::attach(&mut lowering, &outputs, options.loss.as_ref(), &mut notes)?],
     };
     let (names, mut values): (Vec<String>, Vec<ValueId>) = outputs.into_iter().unzip();
-    let mut graph = lowering.finish(&mut values);
+    let mut graph = lowering.finish(&mut values)?;
     graph.outputs = names.into_iter().zip(&values).map(|(name, &value)| Output { name, value }).collect();
     graph.loss = values.first().copied().filter(|_| !options.infer);
     let graph = unread::drop_parameters(graph);

@@ -47,7 +47,7 @@ pub fn assemble(
     let mut a = Assembler { program, schedule, tensors: vec![], persistent: HashMap::new(), transient: vec![] };
     let bottom = a.place_persistent();
     a.place_transients(packing, bottom);
-    let (kernels, kernel_of) = distinct_kernels(program);
+    let (kernels, kernel_of) = distinct_kernels(program, schedule);
     let steps: Vec<Step> = schedule.events.iter().map(|e| a.step(e, &kernel_of, unit_seconds)).collect();
     let cut = schedule.update_start as usize;
     // A gradient is its parameter's shape, whatever shape the last kernel gave its bytes.
@@ -161,7 +161,7 @@ impl Assembler<'_> {
     }
 
     fn step(&self, event: &super::schedule::Event, kernel_of: &[u32], unit_seconds: &[Seconds]) -> Step {
-        let unit = &self.program.units[event.unit as usize];
+        let unit = self.program.unit(event.unit);
         let epoch = match unit.epoch {
             _ if event.recompute => StepEpoch::Recompute,
             Epoch::Forward => StepEpoch::Forward,
@@ -185,18 +185,19 @@ impl Assembler<'_> {
     }
 }
 
-/// Kernels without repetition, named by family and number, and the entry of each unit.
-fn distinct_kernels(program: &Program) -> (Vec<KernelEntry>, Vec<u32>) {
+/// Kernels without repetition, named by family and number, and the entry of each unit that runs.
+fn distinct_kernels(program: &Program, schedule: &Schedule) -> (Vec<KernelEntry>, Vec<u32>) {
     let mut seen: HashMap<&Kernel, u32> = HashMap::new();
     let mut entries: Vec<KernelEntry> = vec![];
-    let kernel_of = program.units.iter().map(|u| {
-        *seen.entry(&u.kernel).or_insert_with(|| {
-            let name = format!("{}_{}", u.kernel.family(), entries.len());
-            entries.push(KernelEntry { name, kernel: u.kernel.clone(), launches: Default::default() });
+    let mut kernel_of = vec![u32::MAX; program.units.len() + program.again.len()];
+    for u in (0..program.units.len() as u32).chain(schedule.events.iter().map(|e| e.unit)) {
+        let kernel = &program.unit(u).kernel;
+        kernel_of[u as usize] = *seen.entry(kernel).or_insert_with(|| {
+            let name = format!("{}_{}", kernel.family(), entries.len());
+            entries.push(KernelEntry { name, kernel: kernel.clone(), launches: Default::default() });
             entries.len() as u32 - 1
-        })
-    });
-    let kernel_of = kernel_of.collect();
+        });
+    }
     (entries, kernel_of)
 }
 
@@ -285,5 +286,5 @@ fn inputs(graph: &Graph, a: &Assembler, facts: &[InputFacts]) -> Vec<plan::Port>
 
 /// True when an event of the schedule writes the argument at `position`.
 pub fn writes(program: &Program, unit: u32, position: usize) -> bool {
-    program.units[unit as usize].kernel.args().get(position).is_some_and(|a| a.mode != Mode::Read)
+    program.unit(unit).kernel.args().get(position).is_some_and(|a| a.mode != Mode::Read)
 }

@@ -1,19 +1,22 @@
 //! Recovers composites from what exporters take apart.
 //!
-//! The forward graph is cut into layers, of which equal ones are rewritten once ([`blocks`]). A layer goes into an e-graph ([`encode`]), named families of directional rules add equal forms ([`rules`]), and the
-//! cheapest form comes out ([`decode`]). Rules state equalities of real arithmetic; where one holds only under a condition (a mask
+//! The forward graph is cut into sections, of which equal ones are rewritten once ([`crate::sections`]): saturation grows faster than its
+//! e-graph, and a term's cost counts shared operands at each use, so that over a hundred residual additions it would outgrow a float's
+//! digits. A section goes into an e-graph ([`encode`]), named families of directional rules add equal forms ([`rules`]), and the cheapest
+//! form comes out ([`decode`]). Rules state equalities of real arithmetic; where one holds only under a condition (a mask
 //! that is causal, an epsilon that is constant), the condition is a fact of the e-class ([`term::Fact`]), never an assumption.
 
-mod blocks;
 mod decode;
 mod encode;
+mod join;
 mod rules;
 mod term;
 
 use crate::Error;
 use crate::graph::Graph;
-use blocks::{Joiner, Section, Shape};
+use crate::sections::{Part, Shape, parts};
 use egg::{EGraph, Extractor, Rewrite, Runner};
+use join::Joiner;
 use std::collections::HashMap;
 use std::time::Duration;
 use term::{Cost, Term, TermAnalysis};
@@ -27,10 +30,10 @@ const NODES: usize = 400_000;
 /// # Errors
 /// [`Error::Graph`] when the extracted form does not type, which is a fault of a rule.
 pub fn recognise(graph: Graph) -> Result<Graph, Error> {
-    let sections = blocks::sections(&graph)?;
+    let sections = parts(&graph)?;
     let rules = rules::all();
-    let mut kinds: HashMap<&Shape, (&Section, Graph)> = HashMap::new();
-    let mut joined = Joiner::new(&graph);
+    let mut kinds: HashMap<&Shape, (&Part, Graph)> = HashMap::new();
+    let mut joined = Joiner::new(&graph)?;
     for section in &sections {
         if !kinds.contains_key(&section.shape) {
             kinds.insert(&section.shape, (section, saturated(&section.graph, &rules)?));
@@ -69,7 +72,7 @@ mod tests {
         let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata/models");
         for case in ["bert", "cnn", "gpt2", "llama18", "llama23", "vit"] {
             let graph = import(&models.join(case).join("model.onnx"), &ImportOptions::default()).expect("the model imports").graph;
-            let sections = blocks::sections(&graph).expect("the graph has sections");
+            let sections = parts(&graph).expect("the graph has sections");
             let mut kinds = HashSet::new();
             for section in &sections {
                 if kinds.insert(&section.shape) {
