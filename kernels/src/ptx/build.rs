@@ -43,6 +43,7 @@ pub struct Build<'c, 'e> {
     body: BasicBlock<'c>,
     shared: RefCell<Option<Ptr<'c>>>,
     shared_bytes: u32,
+    shared_align: std::cell::Cell<u32>,
 }
 
 /// Unwraps a builder's result: see the module's invariant.
@@ -56,7 +57,7 @@ impl<'c, 'e> Build<'c, 'e> {
         let (slots, body) = (e.ctx.append_basic_block(function, "slots"), e.ctx.append_basic_block(function, "body"));
         let b = e.ctx.create_builder();
         b.position_at_end(body);
-        Build { e, b, function, args: args.to_vec(), slots, body, shared: RefCell::new(None), shared_bytes }
+        Build { e, b, function, args: args.to_vec(), slots, body, shared: RefCell::new(None), shared_bytes, shared_align: std::cell::Cell::new(128) }
     }
 
     /// Ends the entry point.
@@ -76,15 +77,19 @@ impl<'c, 'e> Build<'c, 'e> {
         self.args[i]
     }
 
-    /// The entry's shared memory, aligned to 1024 bytes.
+    /// Aligns the entry's shared memory to more than 128 bytes; before its first use.
+    pub fn align_shared(&self, bytes: u32) {
+        self.shared_align.set(bytes);
+    }
+
+    /// The entry's shared memory, aligned to 128 bytes if [`Build::align_shared`] does not say otherwise.
     pub fn shared(&self) -> Ptr<'c> {
         *self.shared.borrow_mut().get_or_insert_with(|| {
             let dynamic = self.shared_bytes > STATIC_SHARED_MAX;
             let ty = self.e.ctx.i8_type().array_type(if dynamic { 0 } else { self.shared_bytes });
             let name = format!("{}_shared", self.function.get_name().to_string_lossy());
             let global = self.e.module.add_global(ty, Some(AddressSpace::from(SHARED)), &name);
-            // A pattern of swizzled tiles repeats after as much.
-            global.set_alignment(1024);
+            global.set_alignment(self.shared_align.get());
             match dynamic {
                 true => global.set_linkage(Linkage::External),
                 false => {

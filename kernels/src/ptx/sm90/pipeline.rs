@@ -117,6 +117,7 @@ impl<'c, 'b> Ring<'c, 'b> {
         finish: impl FnOnce(&Job<'c>),
     ) {
         let (b, tile) = (self.b, &self.plan.tile);
+        b.align_shared(ALIGN as u32);
         b.if_then(b.eqc(b.thread(), 0), || {
             for s in 0..tile.stages {
                 b.init_barrier(self.full(b.i32(s as i32)), WARPGROUP);
