@@ -31,7 +31,7 @@ fn nature(kind: FileType) -> &'static str {
     }
 }
 
-fn misplaced(path: &Path, kind: FileType, wanted: &'static str) -> Error {
+pub(crate) fn misplaced(path: &Path, kind: FileType, wanted: &'static str) -> Error {
     Error::Misplaced { path: path.to_path_buf(), is: nature(kind), wanted }
 }
 

@@ -22,7 +22,7 @@ fn options(folder: &Path, steps: u64) -> TrainOptions {
     TrainOptions {
         hyper: Hyper { loss_scaling: LossScaling::Dynamic, ..Hyper::default() },
         schedule: LrSchedule { shape: Shape::Cosine, peak: 0.05, warmup: 3, steps },
-        no_decay: vec!["*.bias".into()],
+        no_decay: vec![],
         data: "teacher".into(),
         log: Some(folder.join("metrics.jsonl")),
         checkpoint: Some(CheckpointOptions { folder: folder.join("checkpoints"), every: Some(5), keep: Some(2), earlier: Earlier::Resume }),
