@@ -9,7 +9,7 @@
 mod input;
 mod output;
 
-pub use input::{Input, Section};
+pub use input::{Input, Section, Take};
 pub(crate) use output::sync_folder;
 pub use output::{Replaces, is_same_file, parent, write_aside};
 
