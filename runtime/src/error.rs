@@ -8,7 +8,7 @@ pub enum Error {
     Plan { path: String, reason: String },
     /// Data that does not fit the plan: shape, dtype, range, missing inputs.
     #[error("{name}: {reason}")]
-    Data { name: String, reason: String },
+    Data { name: String, reason: String, fault: DataFault },
     /// A checkpoint of another model, seed or version.
     #[error("{path}: {reason}")]
     Checkpoint { path: PathBuf, reason: String },
@@ -39,10 +39,25 @@ pub enum Error {
     Kernel(#[from] fp8c_kernels::KernelError),
 }
 
+/// What is wrong with data, by what helps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DataFault {
+    /// Its kind, type or shape.
+    Misfit,
+    /// A value that an input does not take.
+    Range,
+    /// A text for a model whose tokens are not bytes.
+    Text,
+    /// Tokens whose width cannot be told.
+    Width,
+    /// Labels that cannot be told.
+    Labels,
+}
+
 impl Error {
-    /// An [`Error::Data`].
+    /// An [`Error::Data`] of data that does not fit.
     pub fn data(name: impl Into<String>, reason: impl Into<String>) -> Self {
-        Error::Data { name: name.into(), reason: reason.into() }
+        Error::Data { name: name.into(), reason: reason.into(), fault: DataFault::Misfit }
     }
 
     /// An [`Error::Io`].

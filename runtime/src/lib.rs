@@ -11,6 +11,7 @@ mod error;
 pub mod files;
 pub mod hyper;
 pub mod metrics;
+pub mod names;
 pub mod plan;
 mod random;
 pub mod schedule;
@@ -18,4 +19,4 @@ pub mod session;
 pub mod tensors;
 pub mod trainer;
 
-pub use error::Error;
+pub use error::{DataFault, Error};

@@ -1,9 +1,9 @@
 //! `fp8c compile` and `fp8c check`.
 
 use super::args::{Check, Compile, EmitArg, ModelArgs, OptimizerArg, PrecisionArg, ScaleArg, StateArg};
-use super::failure::Failure;
+use super::failure::{Failure, any_of, unsupported};
 use super::{Done, Output, print, tell};
-use crate::compile::{CompileOptions, Compiled, compile as run_compile, stages};
+use crate::compile::{CompileOptions, Compiled, THREADS, compile as run_compile, stages};
 use crate::cost::DeviceProfile;
 use crate::decide::policy::Policy;
 use crate::differentiate::Optimizer;
@@ -12,11 +12,14 @@ use crate::precision::Precision;
 use crate::quantity::Bytes;
 use crate::{Error, emit, lower};
 use fp8c_kernels::DType;
-use fp8c_runtime::device::MAX_THREADS;
 use fp8c_runtime::files::Replaces;
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Instant;
+
+/// Extents of a dimension.
+const EXTENTS: RangeInclusive<u64> = 1..=1 << 32;
 
 /// Compiles a model, or prints one of its stages.
 pub fn compile(a: &Compile, output: Output) -> Done {
@@ -28,7 +31,7 @@ pub fn compile(a: &Compile, output: Output) -> Done {
     let path = a.output.clone().unwrap_or_else(|| default_output(a));
     // Before the work is done for it; a model or its weights are no plans, so no plan replaces them.
     Replaces::Plan.check(&path)?;
-    let mut compiled = run_compile(&a.model.model, &options)?;
+    let mut compiled = run_compile(&a.model.model, &options).map_err(|e| smaller(e, &options))?;
     emit::write(&mut compiled, &path)?;
     for note in &compiled.notes {
         output.say(format!("note: {note}"));
@@ -39,6 +42,23 @@ pub fn compile(a: &Compile, output: Output) -> Done {
         summary(&compiled, &path, started.elapsed().as_secs_f64());
     }
     Ok(())
+}
+
+/// A refusal; for want of memory with what else would save some.
+fn smaller(e: Error, options: &CompileOptions) -> Failure {
+    let least = if let Error::Infeasible { least, .. } = &e { Some(least.0) } else { None };
+    let mut failure = Failure::from(e);
+    let savings = [
+        ("--opt-state bf16", options.state != DType::Bf16),
+        ("--precision fp8", options.precision != Precision::Fp8),
+        ("--optimizer sgd", options.optimizer == Optimizer::AdamW),
+    ];
+    if let Some(least) = least.filter(|_| !options.import.infer) {
+        let mut ways = vec![format!("--mem {least} or more"), "a smaller batch".into()];
+        ways.extend(savings.iter().filter(|(_, applies)| *applies).map(|(flag, _)| flag.to_string()));
+        failure.hint = Some(format!("compile with {}", any_of(&ways)));
+    }
+    failure
 }
 
 fn default_output(a: &Compile) -> PathBuf {
@@ -113,14 +133,11 @@ fn options(a: &Compile) -> Result<CompileOptions, Failure> {
         OptimizerArg::Sgd => Optimizer::Sgd,
         OptimizerArg::Lion => Optimizer::Lion,
     };
-    let policy = a.precision_policy.as_deref().map(Policy::read).transpose()?.unwrap_or_default();
-    let threads = a.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()).min(MAX_THREADS));
-    if !(1..=MAX_THREADS).contains(&threads) {
-        return Err(Failure::usage(
-            format!("--threads must lie in 1..={MAX_THREADS}; {threads} does not"),
-            "leave it out to use all threads",
-        ));
+    if a.precision_policy.is_some() && precision != Precision::Fp8 {
+        return Err(Failure::usage("--precision-policy chooses formats of an fp8 plan, and this one is not", "add --precision fp8"));
     }
+    let policy = a.precision_policy.as_deref().map(Policy::read).transpose()?.unwrap_or_default();
+    let threads = a.threads.unwrap_or(THREADS);
     Ok(CompileOptions {
         import: import_options(&a.model)?,
         budget: a.mem,
@@ -154,8 +171,11 @@ fn targets(given: &[String]) -> Result<(String, Vec<String>), Failure> {
 fn import_options(a: &ModelArgs) -> Result<ImportOptions, Failure> {
     let mut dims = BTreeMap::new();
     for d in &a.dim {
-        let bound = d.split_once('=').and_then(|(name, n)| Some((name.to_string(), n.parse::<u64>().ok().filter(|n| *n > 0)?)));
-        let (name, n) = bound.ok_or_else(|| Failure::usage(format!("'{d}' binds no dimension"), "write --dim batch=8"))?;
+        let bound = d.split_once('=').and_then(|(name, n)| Some((name.to_string(), n.parse().ok().filter(|n| EXTENTS.contains(n))?)));
+        let (name, n) = bound.ok_or_else(|| {
+            let rule = format!("--dim must be NAME=N, N a whole number from 1 to {}, not '{d}'", EXTENTS.end());
+            Failure::usage(rule, "write --dim batch=8")
+        })?;
         dims.insert(name, n);
     }
     let loss = a.loss.as_deref().map(str::parse::<LossSpec>).transpose().map_err(Error::Usage)?;
@@ -169,7 +189,10 @@ fn import_options(a: &ModelArgs) -> Result<ImportOptions, Failure> {
 
 /// Lists what a model needs and fp8c lacks.
 pub fn check(a: &Check, output: Output) -> Done {
-    let gaps = crate::import::check(&a.model.model, &import_options(&a.model)?)?;
+    let gaps = crate::import::check(&a.model.model, &import_options(&a.model)?).map_err(|e| match e {
+        Error::Graph { .. } => Failure::refused(e.to_string(), "mend this operator where the model is made, and export it again"),
+        other => other.into(),
+    })?;
     if output.json {
         print(serde_json::json!({ "gaps": gaps }))?;
     }
@@ -178,6 +201,9 @@ pub fn check(a: &Check, output: Output) -> Done {
             output.say(format!("{}: every operator compiles and has a gradient", a.model.model.display()));
             Ok(())
         }
-        false => Err(Error::Unsupported { gaps }.into()),
+        false => {
+            let hint = "replace these operators where the model is made, and export it again";
+            Err(Failure::refused(unsupported(&gaps), hint))
+        }
     }
 }

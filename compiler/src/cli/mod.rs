@@ -5,13 +5,16 @@ mod compile;
 mod failure;
 mod inspect;
 mod new;
+mod number;
 mod output;
 mod run;
 mod size;
 mod train;
+mod usage;
 
 use args::{Cli, Command};
 use clap::Parser;
+use clap::error::ErrorKind;
 use failure::Failure;
 use output::{Output, print, printed, tell};
 use std::process::ExitCode;
@@ -23,7 +26,7 @@ pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) => {
-            if !e.use_stderr() {
+            if !e.use_stderr() || e.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
                 // Help and version are answers.
                 return status(printed(e.print()));
             }

@@ -59,8 +59,10 @@ pub fn devices(output: Output) -> Done {
         format!("{:<8} {:<32} {:>10}  {}", d.id, d.name, Bytes(d.memory_bytes), d.arch.as_deref().unwrap_or("-"))
     };
     print(all.iter().map(line).collect::<Vec<_>>().join("\n"))?;
-    if !all.iter().any(|d| d.arch.is_some()) {
-        output.say("note: no NVIDIA driver is here; plans run on the CPU");
+    if all.len() == 1 {
+        output.say("note: no NVIDIA GPU with a driver is here; plans run on the CPU");
+    } else if !all.iter().any(|d| d.arch.is_some()) {
+        output.say("note: no GPU here is of compute capability 8.9 or later; plans run on the CPU");
     }
     Ok(())
 }

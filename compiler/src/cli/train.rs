@@ -1,15 +1,16 @@
 //! `fp8c train`.
 
-use super::args::Train;
-use super::failure::Failure;
+use super::args::{LabelsArg, Train};
+use super::failure::{Failure, any_of};
 use super::{Done, Output, print};
 use crate::quantity::Bytes;
-use fp8c_runtime::data::{Loader, Order};
+use fp8c_runtime::Error;
+use fp8c_runtime::data::{DataOptions, Loader, Order};
 use fp8c_runtime::device::DeviceChoice;
 use fp8c_runtime::files::Replaces;
 use fp8c_runtime::hyper::{Hyper, LossScaling};
-use fp8c_runtime::plan::PlanFile;
-use fp8c_runtime::schedule::{LrSchedule, Shape};
+use fp8c_runtime::plan::{Labels, PlanFile};
+use fp8c_runtime::schedule::LrSchedule;
 use fp8c_runtime::session::{Session, SessionOptions};
 use fp8c_runtime::trainer::{CheckpointOptions, Earlier, Event, Summary, TrainOptions, train as run_train};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -24,12 +25,11 @@ pub fn train(a: &Train, output: Output) -> Done {
     let plan = file.plan();
     let device: DeviceChoice = a.device.parse()?;
     let options = options(a, plan.precision.as_str())?;
-    let order = if a.no_shuffle { Order::Sequential } else { Order::Shuffled { seed: a.seed } };
     if let Some(log) = &options.log {
         // Before the work is done for it.
         Replaces::Log.check(log)?;
     }
-    let loader = Loader::open(plan, &a.data, order)?;
+    let loader = Loader::open(plan, &a.data, data_options(a))?;
     loader.notes().iter().for_each(|note| output.say(format!("note: {note}")));
     let mut session = Session::new(&file, SessionOptions { device, threads: a.threads, seed: a.seed })?;
     let stop = stop_flag()?;
@@ -42,19 +42,41 @@ pub fn train(a: &Train, output: Output) -> Done {
         Event::Note(note) => bar.suspend(|| output.say(format!("note: {note}"))),
     });
     bar.finish_and_clear();
-    report(&summary?, plan, &session.device(), &options, output)
+    let summary = summary.map_err(|e| calmer(e, &options))?;
+    report(&summary, plan, &session.device(), &options, output)
+}
+
+/// A failure; of a training that diverged with what else would steady it.
+fn calmer(e: Error, options: &TrainOptions) -> Failure {
+    let diverged = matches!(e, Error::Diverged(_));
+    let mut failure = Failure::from(e);
+    let steadier = [
+        ("a lower --lr", true),
+        ("a longer --warmup", true),
+        ("--grad-clip 1", options.hyper.clip.is_none()),
+        ("--loss-scale dynamic", options.hyper.loss_scaling != LossScaling::Dynamic),
+    ];
+    if diverged {
+        let ways: Vec<String> = steadier.iter().filter(|(_, applies)| *applies).map(|(way, _)| way.to_string()).collect();
+        failure.hint = Some(format!("train with {}", any_of(&ways)));
+    }
+    failure
+}
+
+fn data_options(a: &Train) -> DataOptions {
+    let order = if a.no_shuffle { Order::Sequential } else { Order::Shuffled { seed: a.seed } };
+    let labels = match a.labels {
+        LabelsArg::Auto => None,
+        LabelsArg::Next => Some(Labels::Next),
+        LabelsArg::Same => Some(Labels::Same),
+    };
+    DataOptions { order, labels, width: a.token_width }
 }
 
 fn options(a: &Train, precision: &str) -> Result<TrainOptions, Failure> {
-    let loss_scaling = match &a.loss_scale {
-        Some(text) => text.parse::<LossScaling>()?,
-        None => LossScaling::default_for(precision),
-    };
-    let beta = |i: usize| a.betas.get(i).copied().unwrap_or([0.9, 0.999][i]);
-    let hyper =
-        Hyper { learning_rate: a.lr, betas: [beta(0), beta(1)], eps: a.eps, weight_decay: a.weight_decay, clip: a.grad_clip, loss_scaling };
+    let loss_scaling = a.loss_scale.unwrap_or_else(|| LossScaling::default_for(precision));
+    let hyper = Hyper { learning_rate: a.lr, betas: a.betas, eps: a.eps, weight_decay: a.weight_decay, clip: a.grad_clip, loss_scaling };
     hyper.validate()?;
-    let shape: Shape = a.schedule.parse()?;
     // The result is kept in any case. Where nobody named a place for it, an earlier one must not be in the way.
     let earlier = match (a.resume, &a.checkpoint) {
         (true, _) => Earlier::Resume,
@@ -70,7 +92,7 @@ fn options(a: &Train, precision: &str) -> Result<TrainOptions, Failure> {
     let log = a.log.clone().unwrap_or_else(|| named_after(&a.plan, ".jsonl").into());
     Ok(TrainOptions {
         hyper,
-        schedule: LrSchedule { shape, peak: a.lr, warmup: a.warmup, steps: a.steps },
+        schedule: LrSchedule { shape: a.schedule, peak: a.lr, warmup: a.warmup, steps: a.steps },
         no_decay: a.no_decay.clone(),
         data: describe(a),
         log: Some(log),

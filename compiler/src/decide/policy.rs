@@ -80,6 +80,17 @@ impl Policy {
         Ok(Policy { lines: compiled.collect::<Result<_, _>>()? })
     }
 
+    /// Refuses a line whose glob matches none of these layers.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] with the layers most like it.
+    pub fn check(&self, layers: &[&str]) -> Result<(), Error> {
+        let Some((idle, ..)) = self.lines.iter().find(|(glob, ..)| !layers.iter().any(|l| glob.is_match(l))) else { return Ok(()) };
+        let glob = idle.glob().glob();
+        let near = fp8c_runtime::names::nearest(glob, layers.iter().copied());
+        Err(Error::Usage(format!("the precision policy's layer {glob:?} matches no linear layer of the model{near}")))
+    }
+
     /// The format of a product: `layer` is the module path, `first_block` as in [`super::sites::Site`].
     pub fn format(&self, layer: &str, kind: LayerKind, first_block: bool, pass: Pass) -> Format {
         let user = self.lines.iter().rev().find(|(glob, p, _)| p.is_none_or(|p| p == pass) && glob.is_match(layer));

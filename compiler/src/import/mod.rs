@@ -4,6 +4,7 @@
 //! one by one (`ops/`) and attaches the loss. Everything that cannot be compiled is collected and reported at once.
 
 mod fold;
+pub mod inputs;
 pub mod json;
 mod loss;
 pub mod model;
@@ -22,6 +23,7 @@ pub use parameters::ParameterOptions;
 
 use crate::Error;
 use crate::graph::{Graph, Init, Op, Output, Parameter, TensorType, ValueId};
+use inputs::InputFacts;
 use model::{Dim, Elem, Initializer, Model};
 use ops::Lowering;
 use parameters::ParameterSpec;
@@ -51,6 +53,8 @@ pub struct ImportOptions {
 pub struct Imported {
     /// With `loss` set, unless for inference.
     pub graph: Graph,
+    /// What is known of the integer inputs.
+    pub inputs: Vec<InputFacts>,
     /// What a user should know about how the file was read, a sentence each.
     pub notes: Vec<String>,
     /// Of the model file, hexadecimal.
@@ -140,7 +144,9 @@ pub fn import_model(mut model: Model, path: &Path, options: &ImportOptions) -> R
         return Err(Error::Usage(format!("{} has no parameter to train", path.display())));
     }
     graph.verify()?;
-    Ok(Imported { graph, notes, sha256: model.sha256 })
+    let inputs = inputs::facts(&graph);
+    notes.extend(inputs::note(&graph, &inputs).filter(|_| !options.infer));
+    Ok(Imported { graph, inputs, notes, sha256: model.sha256 })
 }
 
 /// The symbolic dimensions of a model's inputs.

@@ -3,6 +3,7 @@
 use super::offsets::{Packing, Span};
 use super::schedule::{Schedule, Slot, aligned};
 use crate::graph::{Epoch, Graph, Init, Op, Parameter, SourceDType};
+use crate::import::inputs::InputFacts;
 use crate::quantity::{Bytes, Seconds};
 use crate::units::{BufferId, Program};
 use fp8c_kernels::DType;
@@ -20,6 +21,8 @@ pub struct Header {
     pub budget: Bytes,
     pub accumulation: u32,
     pub optimizer: Option<String>,
+    /// What import found out about the inputs.
+    pub inputs: Vec<InputFacts>,
 }
 
 /// Bytes at the bottom of the arena that persistent buffers take.
@@ -62,7 +65,9 @@ pub fn assemble(
         shape: shape_of(name).unwrap_or_else(|| program.buffers[b.0 as usize].ty.shape.clone()),
         tensor: a.final_tensor(b),
         bound: None,
+        least: 0,
         ignore: None,
+        labels: None,
     };
     let control = program.buffers.iter().position(|b| b.role == Role::Control).map(|b| a.final_tensor(BufferId(b as u32)));
     Plan {
@@ -78,7 +83,7 @@ pub fn assemble(
         kernels,
         schedule: plan::Schedule { micro: steps[..cut].to_vec(), update: steps[cut..].to_vec() },
         parameters: parameters(graph, &a),
-        inputs: inputs(graph, &a),
+        inputs: inputs(graph, &a, &header.inputs),
         outputs: program.outputs.iter().map(|(name, b)| output(name, *b)).collect(),
         loss: program.loss.map(|b| a.final_tensor(b)),
         control,
@@ -254,13 +259,24 @@ fn init(parameter: &Parameter, stream: usize) -> plan::Init {
     }
 }
 
-/// Ports of the graph's inputs, with the range that indexing implies.
-fn inputs(graph: &Graph, a: &Assembler) -> Vec<plan::Port> {
+/// Ports of the graph's inputs, with what is known of their values.
+fn inputs(graph: &Graph, a: &Assembler, facts: &[InputFacts]) -> Vec<plan::Port> {
     let port = |node: &crate::graph::Node| match &node.op {
         Op::Input { name } => {
             let ty = graph.ty(node.results[0]);
             let tensor = a.persistent_of(graph, |op| *op == node.op)?;
-            Some(plan::Port { name: name.clone(), dtype: ty.dtype, shape: ty.shape.clone(), tensor, bound: None, ignore: None })
+            let facts = facts.iter().find(|f| f.name == *name);
+            let range = facts.and_then(|f| f.range);
+            Some(plan::Port {
+                name: name.clone(),
+                dtype: ty.dtype,
+                shape: ty.shape.clone(),
+                tensor,
+                bound: range.map(|r| r.bound),
+                least: range.map_or(0, |r| r.least),
+                ignore: range.and_then(|r| r.ignore),
+                labels: facts.and_then(|f| f.labels),
+            })
         }
         _ => None,
     };

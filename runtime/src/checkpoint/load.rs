@@ -27,7 +27,7 @@ impl From<Error> for Fault {
             Error::Io { path, source } if matches!(source.kind(), ErrorKind::NotFound | ErrorKind::UnexpectedEof) => {
                 Fault::Damaged(format!("{}: {source}", path.file_name().unwrap_or_default().display()))
             }
-            Error::Data { name, reason } => Fault::Damaged(format!("{name}: {reason}")),
+            Error::Data { name, reason, .. } => Fault::Damaged(format!("{name}: {reason}")),
             Error::Misplaced { .. } => Fault::Damaged(e.to_string()),
             other => Fault::Refused(other),
         }

@@ -1,10 +1,13 @@
 //! Numpy files: samples along the first axis, mapped, converted as they are read.
 
+use super::range::{Odd, check_range, takes};
 use crate::Error;
 use crate::convert::{convert, file_dtype, file_dtype_size};
+use crate::error::DataFault;
 use crate::plan::Port;
 use memmap2::Mmap;
 use npyz::{DType as NpyType, Endianness, NpyHeader, Order, TypeChar};
+use rayon::prelude::*;
 use safetensors::Dtype;
 use std::fs::File;
 use std::path::Path;
@@ -13,6 +16,8 @@ use std::path::Path;
 const MAX_HEADER: usize = 10_000;
 /// Deepest nesting of brackets in a header.
 const MAX_NESTING: usize = 16;
+/// Bytes that one thread searches at a time.
+const CHUNK: usize = 1 << 20;
 
 /// A mapped array of samples.
 pub(super) struct NpyArray {
@@ -61,6 +66,35 @@ impl NpyArray {
 
     pub fn samples(&self) -> u64 {
         self.samples
+    }
+
+    /// Searches the whole array for integers that an input does not take.
+    ///
+    /// # Errors
+    /// [`Error::Data`] naming the file and the place of the first.
+    pub fn check(&self, port: &Port) -> Result<(), Error> {
+        if port.bound.is_none() || self.sample_bytes == 0 {
+            return Ok(());
+        }
+        let at_once = (CHUNK / self.sample_bytes).max(1) as u64;
+        let search = |first: u64| {
+            let samples: Vec<u64> = (first..self.samples.min(first + at_once)).collect();
+            let elements = self.sample_bytes / file_dtype_size(self.dtype) as usize * samples.len();
+            let mut values = vec![0; elements * port.dtype.size() as usize];
+            self.gather(&samples, port, &mut values)?;
+            check_range(port, &values).map_err(|odd| self.fault(port, |row| first + row, odd))
+        };
+        let firsts: Vec<u64> = (0..self.samples).step_by(at_once as usize).collect();
+        firsts.into_par_iter().map(search).find_first(Result::is_err).unwrap_or(Ok(()))
+    }
+
+    /// What is wrong with an element of an input whose rows are these samples.
+    pub fn fault(&self, port: &Port, sample: impl Fn(u64) -> u64, (element, value): Odd) -> Error {
+        let per_sample = port.shape.iter().skip(1).product::<u64>().max(1);
+        let (sample, inside) = (sample(element / per_sample), element % per_sample);
+        let byte = self.start as u64 + sample * self.sample_bytes as u64 + inside * file_dtype_size(self.dtype);
+        let reason = format!("sample {sample}, element {inside} (byte {byte}) is {value}, {}", takes(port));
+        Error::Data { name: self.name.clone(), reason, fault: DataFault::Range }
     }
 
     /// Copies samples, one after the other, in the input's dtype.

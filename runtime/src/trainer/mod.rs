@@ -10,9 +10,9 @@ use crate::data::Loader;
 use crate::device::peak_rss_bytes;
 use crate::hyper::Hyper;
 use crate::metrics::{Continued, MetricsLog, StepMetrics};
+use crate::names::globs;
 use crate::schedule::LrSchedule;
 use crate::session::{Batch, SKIPS_THAT_DIVERGE, Session};
-use globset::{Glob, GlobSet, GlobSetBuilder};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -95,7 +95,9 @@ pub fn train(
     stop: &AtomicBool,
     tell: &mut dyn FnMut(Event<'_>),
 ) -> Result<Summary, Error> {
-    let excluded = globs(&options.no_decay)?;
+    let plan = session.shared_plan();
+    let names: Vec<&str> = plan.parameters.iter().map(|p| p.name.as_str()).collect();
+    let excluded = globs("--no-decay", &options.no_decay, "parameter", &names)?;
     session.set_decay(|name| !excluded.is_match(name))?;
     let started = Instant::now();
     let mut run = Run::begin(session, loader, options, tell)?;
@@ -121,12 +123,12 @@ pub fn train(
     Ok(run.summary)
 }
 
-fn globs(patterns: &[String]) -> Result<GlobSet, Error> {
-    let mut set = GlobSetBuilder::new();
-    for p in patterns {
-        set.add(Glob::new(p).map_err(|e| Error::Usage(format!("{p:?} is no glob ({e})")))?);
+/// Says in which step a device failed.
+fn at_step(e: Error, step: u64) -> Error {
+    match e {
+        Error::Device(reason) => Error::Device(format!("step {step}: {reason}")),
+        other => other,
     }
-    set.build().map_err(|e| Error::Usage(e.to_string()))
 }
 
 /// A training under way.
@@ -245,7 +247,7 @@ impl Run {
         let started = Instant::now();
         let hyper = Hyper { learning_rate: options.schedule.at(self.position.step), ..options.hyper.clone() };
         loader.fill(self.position.samples, batch)?;
-        let result = session.step(batch, &hyper)?;
+        let result = session.step(batch, &hyper).map_err(|e| at_step(e, self.position.step + 1))?;
         self.position.step += 1;
         self.position.samples += loader.samples_per_step();
         self.position.skipped += u64::from(result.skipped);

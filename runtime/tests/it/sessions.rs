@@ -323,3 +323,26 @@ fn hyper_parameters_out_of_range_and_missing_devices_are_refused() {
     let batch = Batch::new(forward.plan());
     assert!(forward.step(&batch, &hyper()).unwrap_err().to_string().contains("inference"));
 }
+
+#[test]
+fn two_devices_are_compared_launch_by_launch_and_a_difference_shows_where_it_arises() {
+    let folder = tempfile::tempdir().unwrap();
+    let plan = regression(1);
+    let (mut a, mut b) = (session(&plan, folder.path()), session(&plan, folder.path()));
+    let loader = Loader::open(&plan, &teacher(folder.path(), 12), Order::Sequential).unwrap();
+    let mut batch = Batch::new(&plan);
+    loader.fill(0, &mut batch).unwrap();
+    let same = a.compare(&mut b, &batch, &hyper()).unwrap();
+    let launches = plan.schedule.micro.len() + plan.schedule.update.len();
+    assert!(same.last().is_some_and(|d| d.position + 1 == launches));
+    assert!(same.iter().all(|d| d.worst == 0.0 && d.is_rounding()));
+    assert_eq!(weight(&a), weight(&b));
+    let mut other = weight(&a);
+    other[0] += 1.0;
+    let bytes = f32_bytes(other);
+    let p = &plan.parameters[0];
+    let view = fp8c_runtime::tensors::View { dtype: Dtype::F32, shape: p.shape.clone(), bytes: &bytes };
+    b.set_parameter(&p.name, &view).unwrap();
+    let apart = a.compare(&mut b, &batch, &hyper()).unwrap();
+    assert!(!apart[0].is_rounding() && apart[0].position == 0, "{:?}", apart[0]);
+}

@@ -1,5 +1,7 @@
 //! Formats and conversions, bit by bit, independent of the generators' own.
 
+use std::sync::LazyLock;
+
 /// f32 to bf16, to nearest even; NaN becomes the canonical one.
 pub fn to_bf16(x: f32) -> u16 {
     if x.is_nan() {
@@ -14,8 +16,15 @@ pub fn from_bf16(x: u16) -> f32 {
     f32::from_bits((x as u32) << 16)
 }
 
+/// Values of all E4M3FN codes.
+static E4M3: LazyLock<[f32; 256]> = LazyLock::new(|| std::array::from_fn(|code| value_of_e4m3(code as u8)));
+
 /// Value of an E4M3FN code.
 pub fn from_e4m3(code: u8) -> f32 {
+    E4M3[code as usize]
+}
+
+fn value_of_e4m3(code: u8) -> f32 {
     let (sign, exponent, mantissa) = (code >> 7, (code >> 3) & 15, code & 7);
     let magnitude = match (exponent, mantissa) {
         (15, 7) => f32::NAN,
@@ -33,7 +42,7 @@ pub fn to_e4m3(x: f32) -> u8 {
     let magnitude = x.abs().min(448.0) as f64;
     let distance = |code: u8| (from_e4m3(code) as f64 - magnitude).abs();
     // Codes ascend with their values: the nearest is next to the number of codes below.
-    let below = (0..0x7f).take_while(|&c| from_e4m3(c) as f64 <= magnitude).last().unwrap_or(0);
+    let below = E4M3[..0x7f].partition_point(|&x| x as f64 <= magnitude).saturating_sub(1) as u8;
     let above = (below + 1).min(0x7e);
     let code = match distance(below).partial_cmp(&distance(above)) {
         Some(std::cmp::Ordering::Greater) => above,
