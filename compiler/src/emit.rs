@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 /// Writes the plan file, aside and renamed: weights and constants that the model held in memory inside it, others by reference.
 ///
 /// # Errors
-/// [`Error::Io`] for a weight file that cannot be read, [`Error::Runtime`] for a plan that cannot be written.
+/// [`Error::Io`] for a folder that is not there, [`Error::Runtime`] for a weight file that cannot be read or a plan that cannot be written.
 pub fn write(compiled: &mut Compiled, path: &Path) -> Result<(), Error> {
     refer_to_files(&mut compiled.plan, path)?;
     let constants = constants(&compiled.joint, compiled);

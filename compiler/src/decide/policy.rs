@@ -2,6 +2,7 @@
 
 use crate::Error;
 use crate::graph::Pass;
+use fp8c_runtime::files::Input;
 use globset::{Glob, GlobMatcher};
 use serde::Deserialize;
 use std::path::Path;
@@ -45,11 +46,11 @@ impl Policy {
     /// Reads a policy file: a JSON list of `{"layer": GLOB, "pass": "fprop|dgrad|wgrad", "format": "e4m3|bf16|f32"}`.
     ///
     /// # Errors
-    /// [`Error::Io`] without the file, [`Error::Usage`] for what is no policy.
+    /// [`Error::Runtime`] without the file, [`Error::Usage`] for what is no policy.
     pub fn read(path: &Path) -> Result<Self, Error> {
-        let text = std::fs::read_to_string(path).map_err(|source| Error::Io { path: path.into(), source })?;
+        let text = Input::open(path)?.read_all()?;
         let usage = |reason: String| Error::Usage(format!("{}: {reason}", path.display()));
-        let lines: Vec<Line> = serde_json::from_str(&text).map_err(|e| usage(format!("is no precision policy: {e}")))?;
+        let lines: Vec<Line> = serde_json::from_slice(&text).map_err(|e| usage(format!("is no precision policy: {e}")))?;
         let compiled = lines.into_iter().map(|line| match (Glob::new(&line.layer), line.format) {
             (_, Format::F32) => Err(usage("asks for f32 in an fp8 plan; use bf16, or compile with --precision f32".into())),
             (Ok(glob), format) => Ok((glob.compile_matcher(), line.pass, format)),

@@ -64,7 +64,7 @@ pub struct Imported {
 /// Reads a model file into a forward graph.
 ///
 /// # Errors
-/// [`Error::Io`] and [`Error::Model`] for the file, [`Error::Usage`] for options that do not fit it (unbound dimensions are all
+/// [`Error::Runtime`] and [`Error::Model`] for the file, [`Error::Usage`] for options that do not fit it (unbound dimensions are all
 /// listed), [`Error::Unsupported`] with every operator that cannot be compiled.
 pub fn import(path: &Path, options: &ImportOptions) -> Result<Imported, Error> {
     import_model(read(path)?, path, options)
@@ -91,7 +91,7 @@ pub fn check(path: &Path, options: &ImportOptions) -> Result<Vec<String>, Error>
 /// Reads a model file: JSON if its name says so, else ONNX.
 ///
 /// # Errors
-/// [`Error::Io`] and [`Error::Model`].
+/// [`Error::Runtime`] and [`Error::Model`].
 pub fn read(path: &Path) -> Result<Model, Error> {
     match path.extension().is_some_and(|e| e.eq_ignore_ascii_case("json")) {
         true => json::read(path),

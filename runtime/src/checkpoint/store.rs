@@ -5,7 +5,7 @@ use super::lock::NAME as LOCK;
 use super::sums::Sums;
 use super::{Lock, MODEL, OPTIMIZER, STATE, Standing, State, VERSION, state_name};
 use crate::Error;
-use crate::files::{make_folder, set_aside, sync_folder};
+use crate::files::{make_folder, misplaced, set_aside, sync_folder};
 use crate::session::Session;
 use crate::tensors::{Entry, FOR_TRANSFORMERS, write_entries};
 use std::borrow::Cow;
@@ -76,11 +76,14 @@ impl Store {
     pub fn save(&self, session: &Session, standing: &Standing) -> Result<PathBuf, Error> {
         let name = format!("step-{:06}", standing.position.step);
         let [place, aside, old] = [name.clone(), hidden(&name, PARTIAL), hidden(&name, REPLACED)].map(|n| self.folder.join(n));
+        if let Some(about) = place.symlink_metadata().ok().filter(|about| !about.is_dir()) {
+            return Err(misplaced(&place, about.file_type(), "a folder"));
+        }
         remove(&aside)?;
         fs::create_dir(&aside).map_err(|e| Error::io(&aside, e))?;
         write(session, &aside, standing).inspect_err(|_| drop(remove(&aside)))?;
         let renamed = |from: &Path, to: &Path| fs::rename(from, to).map_err(|e| Error::io(&place, e));
-        if place.symlink_metadata().is_ok() {
+        if place.is_dir() {
             remove(&old)?;
             renamed(&place, &old)?;
         }

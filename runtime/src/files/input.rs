@@ -11,6 +11,9 @@ use std::path::{Path, PathBuf};
 /// Bytes that are read at a time.
 const CHUNK: u64 = 4 << 20;
 
+/// Takes the next bytes of a part, by its number.
+pub type Take<'a> = dyn FnMut(usize, &[u8]) -> Result<(), Error> + 'a;
+
 /// A regular file that is open for reading, of the length that it had when it was opened.
 #[derive(Debug)]
 pub struct Input {
@@ -86,13 +89,7 @@ impl Input {
     ///
     /// # Errors
     /// As [`Input::read_at`], or what `take` gives.
-    pub fn pass(
-        &self,
-        range: Range<u64>,
-        digest: &mut dyn FnMut(&[u8]),
-        parts: &[Range<u64>],
-        take: &mut dyn FnMut(usize, &[u8]) -> Result<(), Error>,
-    ) -> Result<(), Error> {
+    pub fn pass(&self, range: Range<u64>, digest: &mut dyn FnMut(&[u8]), parts: &[Range<u64>], take: &mut Take<'_>) -> Result<(), Error> {
         let mut order: Vec<usize> = (0..parts.len()).collect();
         order.sort_by_key(|&i| parts[i].start);
         let mut waiting = order.into_iter().peekable();

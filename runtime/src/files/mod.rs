@@ -9,7 +9,7 @@
 mod input;
 mod output;
 
-pub use input::{Input, Section};
+pub use input::{Input, Section, Take};
 pub(crate) use output::sync_folder;
 pub use output::{Replaces, is_same_file, parent, write_aside};
 
@@ -31,7 +31,7 @@ fn nature(kind: FileType) -> &'static str {
     }
 }
 
-fn misplaced(path: &Path, kind: FileType, wanted: &'static str) -> Error {
+pub(crate) fn misplaced(path: &Path, kind: FileType, wanted: &'static str) -> Error {
     Error::Misplaced { path: path.to_path_buf(), is: nature(kind), wanted }
 }
 

@@ -3,7 +3,7 @@
 use super::{Plan, SCHEMA, verify};
 use crate::Error;
 use crate::convert::file_dtype;
-use crate::files::{Input, Replaces, write_aside};
+use crate::files::{Input, Replaces, Take, write_aside};
 use crate::tensors::{Directory, Entry, FOR_TRANSFORMERS, Place, write_entries};
 use fp8c_kernels::DType;
 use std::borrow::Cow;
@@ -182,12 +182,7 @@ impl PlanFile {
     ///
     /// # Errors
     /// [`Error::Plan`] when they are damaged: what was taken must not be used then. [`Error::Io`], or what `take` gives.
-    pub(crate) fn take(
-        &self,
-        section: Section,
-        parts: &[Range<u64>],
-        take: &mut dyn FnMut(usize, &[u8]) -> Result<(), Error>,
-    ) -> Result<(), Error> {
+    pub(crate) fn take(&self, section: Section, parts: &[Range<u64>], take: &mut Take<'_>) -> Result<(), Error> {
         let Some(stored) = self.entries.get(section.entry()) else { return Ok(()) };
         let mut sum = crc32fast::Hasher::new();
         self.input.pass(stored.range.clone(), &mut |bytes| sum.update(bytes), parts, take)?;

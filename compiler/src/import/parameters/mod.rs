@@ -217,7 +217,7 @@ pub fn elements(i: &Initializer) -> Result<Arc<ConstData>, String> {
         Init::Data(data) => Ok(data.clone()),
         Init::File { path, offset, bytes, .. } => {
             let raw = super::onnx::external::read(path, *offset, *bytes);
-            let raw = raw.map_err(|e| format!("initializer {:?} cannot be read from {}: {e}", i.name, path.display()))?;
+            let raw = raw.map_err(|e| format!("initializer {:?} cannot be read: {e}", i.name))?;
             Ok(Arc::new(super::onnx::constant(i.elem, &i.shape, raw).map_err(|e| format!("initializer {:?} {e}", i.name))?))
         }
         Init::Zeros => filled(i, 0.0).map(Arc::new),
