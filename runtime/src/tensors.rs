@@ -266,7 +266,7 @@ mod tests {
         assert_eq!(TensorFile::open(&path).unwrap().read("x").unwrap(), x);
         let own = folder.path().join("out.safetensors");
         write_tensors(&own, &[]).unwrap();
-        write_tensors(&own, &[x.clone()]).unwrap();
+        write_tensors(&own, std::slice::from_ref(&x)).unwrap();
         assert_eq!(TensorFile::open(&own).unwrap().read_all().unwrap(), [x]);
     }
 

@@ -57,7 +57,17 @@ impl<'c, 'e> Build<'c, 'e> {
         let (slots, body) = (e.ctx.append_basic_block(function, "slots"), e.ctx.append_basic_block(function, "body"));
         let b = e.ctx.create_builder();
         b.position_at_end(body);
-        Build { e, b, function, args: args.to_vec(), slots, body, shared: RefCell::new(None), shared_bytes, shared_align: std::cell::Cell::new(128) }
+        Build {
+            e,
+            b,
+            function,
+            args: args.to_vec(),
+            slots,
+            body,
+            shared: RefCell::new(None),
+            shared_bytes,
+            shared_align: std::cell::Cell::new(128),
+        }
     }
 
     /// Ends the entry point.

@@ -206,7 +206,7 @@ impl<'c, 'b> Ring<'c, 'b> {
         let right = b.at(stage, b.i32(plan.left.bytes() as i32), 1);
         let (a, c) = (b.matrix_descriptor(b.at(stage, rows, 1), 64 * 128), b.matrix_descriptor(right, 64 * 128));
         // A slice of the depth is 32 bytes along a line, or 16 lines.
-        let slice = |across: bool, s: i64| if across { s * 16 * 128 >> 4 } else { s * 32 >> 4 };
+        let slice = |across: bool, s: i64| if across { (s * 16 * 128) >> 4 } else { (s * 32) >> 4 };
         let form = plan.form();
         let slices = [0, 1, 2, 3].map(|s| [b.addc(a, slice(form.across[0], s)), b.addc(c, slice(form.across[1], s))]);
         b.multiply(form, &slices, sums)
