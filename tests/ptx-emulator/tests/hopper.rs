@@ -124,8 +124,8 @@ fn a_product_fed_by_bulk_copies_is_right_and_counted() {
 const FAULTS: [(&str, &str, &str, &str); 22] = [
     ("no wait for the copies", "@!%p2 bra $L_wait;", "", "under way"),
     ("wrong parity of full", "[k_shared+9216], %r3;", "[k_shared+9216], %r4;", "races"),
-    ("wrong parity of empty", "[k_shared+9224], %r4;", "[k_shared+9224], %r3;", "lacks 128 arrivals"),
-    ("stage reused early", "@!%p2 bra $L_empty;", "", "under way"),
+    ("wrong parity of empty", "[k_shared+9224], %r4;", "[k_shared+9224], %r3;", "never ends"),
+    ("stage reused early", "@!%p2 bra $L_empty;", "", "races"),
     (
         "no expected bytes",
         "arrive.expect_tx.shared::cta.b64 _, [k_shared+9216], 9216;",
@@ -135,7 +135,7 @@ const FAULTS: [(&str, &str, &str, &str); 22] = [
     ("too few expected bytes", "9216], 9216;", "9216], 8192;", "more to an mbarrier"),
     ("too many expected bytes", "9216], 9216;", "9216], 10240;", "1024 bytes"),
     ("one copy less", "[k_shared+8192], [%rd2], 1024, [k_shared+9216]", "[k_shared+8192], [%rd2], 512, [k_shared+9216]", "512 bytes"),
-    ("no release of the stage", "mbarrier.arrive.shared::cta.b64 _, [k_shared+9224];", "", "lacks 128 arrivals"),
+    ("no release of the stage", "mbarrier.arrive.shared::cta.b64 _, [k_shared+9224];", "", "never ends"),
     (
         "release before the wait",
         "wgmma.wait_group.sync.aligned 0;\nmbarrier.arrive.shared::cta.b64 _, [k_shared+9224];",
@@ -144,7 +144,7 @@ const FAULTS: [(&str, &str, &str, &str); 22] = [
     ),
     ("one arrival too many is counted", "[k_shared+9224], 128;", "[k_shared+9224], 129;", "lacks 1 arrivals"),
     ("one arrival too few is counted", "[k_shared+9224], 128;", "[k_shared+9224], 127;", "races"),
-    ("barriers used before they are ordered", "bar.sync 0;", "", "not ordered"),
+    ("barriers used before they are made", "bar.sync 0;", "", "no mbarrier"),
     ("barriers unknown to the asynchronous proxy", "fence.mbarrier_init.release.cluster;", "", "no fence has made known"),
     ("no wgmma.fence", "wgmma.fence.sync.aligned;", "", "wgmma.fence"),
     ("no commit", "wgmma.commit_group.sync.aligned;", "", "under way"),
