@@ -1,5 +1,6 @@
 //! What a plan says about itself.
 
+use crate::Error;
 use crate::decide::ladder::{Ladder, Rung};
 use crate::decide::search::Costed;
 use crate::decide::sites::{block_of, layer_of, sites};
@@ -13,10 +14,13 @@ use fp8c_runtime::plan::{Certificate, LayerReport, MatmulReport, Predicted, Repo
 use std::collections::BTreeMap;
 
 /// Describes the chosen rung of a ladder.
-pub fn report(graph: &Graph, costed: &Costed, ladder: &Ladder, rung: &Rung, budget: Bytes, notes: &[String]) -> Report {
+///
+/// # Errors
+/// [`Error::Solver`] when no bound was found.
+pub fn report(graph: &Graph, costed: &Costed, ladder: &Ladder, rung: &Rung, budget: Bytes, notes: &[String]) -> Result<Report, Error> {
     let program = costed.program;
     let (step, recompute) = rung.schedule.seconds(costed.unit_seconds);
-    let lower_bound_seconds = ladder.lower_bound(costed, budget).min(step).0;
+    let lower_bound_seconds = ladder.lower_bound(costed, budget)?.0;
     let (step_seconds, recompute_seconds) = (step.0, recompute.0);
     let keeps = |b: &BufferId| rung.candidate.decisions.keep[b.0 as usize];
     let bytes = |b: &BufferId| program.buffers[b.0 as usize].bytes();
@@ -25,7 +29,7 @@ pub fn report(graph: &Graph, costed: &Costed, ladder: &Ladder, rung: &Rung, budg
     let decisions = [("keep", sum(true)), ("keep_e4m3", kept_e4m3(program, rung, late)), ("offload", Bytes(0)), ("recompute", sum(false))]
         .map(|(k, v)| (k.to_string(), v.0));
     let everything = ladder.everything_kept(costed);
-    Report {
+    Ok(Report {
         baseline_peak_bytes: baseline_peak(graph, program, &everything).0,
         saved_bytes: saved(program, &rung.schedule, |b| bytes(&b)).0,
         baseline_saved_bytes: saved(program, &everything, |b| mixed_bytes(program, b)).0,
@@ -36,7 +40,7 @@ pub fn report(graph: &Graph, costed: &Costed, ladder: &Ladder, rung: &Rung, budg
         certificate: Certificate { lower_bound_seconds, step_seconds, gap: (step_seconds - lower_bound_seconds) / step_seconds.max(1e-12) },
         least_budget_bytes: ladder.least(costed).map_or(rung.arena_bytes, |r| r.arena_bytes).0,
         notes: notes.to_vec(),
-    }
+    })
 }
 
 /// Bytes kept as E4M3 codes, a part of what is kept.

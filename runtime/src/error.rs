@@ -9,9 +9,21 @@ pub enum Error {
     /// Data that does not fit the plan: shape, dtype, range, missing inputs.
     #[error("{name}: {reason}")]
     Data { name: String, reason: String, fault: DataFault },
-    /// A checkpoint that is damaged or of another model.
+    /// A checkpoint of another model, seed or version.
     #[error("{path}: {reason}")]
     Checkpoint { path: PathBuf, reason: String },
+    /// A checkpoint that is damaged, or a folder without a sound one.
+    #[error("{path}: {reason}")]
+    Unsound { path: PathBuf, reason: String },
+    /// Something else is where a file or a folder should be.
+    #[error("{path} is {is}, not {wanted}")]
+    Misplaced { path: PathBuf, is: &'static str, wanted: &'static str },
+    /// An output would replace what is no earlier result of its kind.
+    #[error("{path} exists and is not {wanted}; it was left as it is")]
+    Kept { path: PathBuf, wanted: &'static str },
+    /// Another process writes there.
+    #[error("{path} is in use by another training{holder}")]
+    Locked { path: PathBuf, holder: String },
     /// No such device, or too little memory on it.
     #[error("{0}")]
     Device(String),

@@ -10,7 +10,7 @@ use fp8c_runtime::schedule::Shape;
 use std::path::PathBuf;
 
 /// Most CPU threads.
-const THREADS: u64 = 1024;
+const THREADS: u64 = fp8c_runtime::device::MAX_THREADS as u64;
 /// Largest size of a model that is made.
 const MAX_SIZE: u64 = crate::import::new::MAX_SIZE;
 const DEFAULT_BETA2: f64 = 0.999;
@@ -155,7 +155,7 @@ pub struct Compile {
     /// Prints a stage instead of writing a plan.
     #[arg(long, value_enum)]
     pub emit: Option<EmitArg>,
-    /// CPU threads to plan scratch memory for; default: all.
+    /// CPU threads to plan scratch memory for, where the target is a CPU; default: 8.
     #[arg(long, value_parser = whole::<usize>(1..=THREADS), allow_hyphen_values = true)]
     pub threads: Option<usize>,
 }
@@ -207,7 +207,7 @@ pub struct Train {
     /// One JSON object a step; default: the plan's name with .jsonl.
     #[arg(long, value_name = "FILE.jsonl")]
     pub log: Option<PathBuf>,
-    /// Folder for checkpoints.
+    /// Folder for checkpoints; default: beside the plan, its name with .checkpoints.
     #[arg(long, value_name = "DIR")]
     pub checkpoint: Option<PathBuf>,
     /// Steps between checkpoints; 0: only at the end.
@@ -216,8 +216,8 @@ pub struct Train {
     /// Checkpoints to keep.
     #[arg(long, default_value_t = 2, value_parser = whole::<usize>(0..=u64::MAX), allow_hyphen_values = true)]
     pub keep: usize,
-    /// Goes on from the newest checkpoint of the folder.
-    #[arg(long, requires = "checkpoint")]
+    /// Goes on from the newest sound checkpoint of the folder.
+    #[arg(long)]
     pub resume: bool,
     /// auto | cpu | cuda:N
     #[arg(long, default_value = "auto")]

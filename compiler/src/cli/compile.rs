@@ -2,8 +2,8 @@
 
 use super::args::{Check, Compile, EmitArg, ModelArgs, OptimizerArg, PrecisionArg, ScaleArg, StateArg};
 use super::failure::{Failure, any_of, unsupported};
-use super::{Done, Output};
-use crate::compile::{CompileOptions, Compiled, compile as run_compile, stages};
+use super::{Done, Output, print, tell};
+use crate::compile::{CompileOptions, Compiled, THREADS, compile as run_compile, stages};
 use crate::cost::DeviceProfile;
 use crate::decide::policy::Policy;
 use crate::differentiate::Optimizer;
@@ -12,6 +12,7 @@ use crate::precision::Precision;
 use crate::quantity::Bytes;
 use crate::{Error, emit, lower};
 use fp8c_kernels::DType;
+use fp8c_runtime::files::Replaces;
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -27,14 +28,16 @@ pub fn compile(a: &Compile, output: Output) -> Done {
     if let Some(stage) = a.emit {
         return print_stage(a, stage, &options);
     }
-    let mut compiled = run_compile(&a.model.model, &options).map_err(|e| smaller(e, &options))?;
     let path = a.output.clone().unwrap_or_else(|| default_output(a));
+    // Before the work is done for it; a model or its weights are no plans, so no plan replaces them.
+    Replaces::Plan.check(&path)?;
+    let mut compiled = run_compile(&a.model.model, &options).map_err(|e| smaller(e, &options))?;
     emit::write(&mut compiled, &path)?;
     for note in &compiled.notes {
         output.say(format!("note: {note}"));
     }
     if output.json {
-        println!("{}", super::inspect::document(&compiled.plan));
+        print(super::inspect::document(&compiled.plan))?;
     } else if !output.quiet {
         summary(&compiled, &path, started.elapsed().as_secs_f64());
     }
@@ -59,22 +62,23 @@ fn smaller(e: Error, options: &CompileOptions) -> Failure {
 }
 
 fn default_output(a: &Compile) -> PathBuf {
-    let stem = a.model.model.file_stem().map_or_else(|| "model".into(), |s| s.to_os_string());
-    PathBuf::from(stem).with_extension("plan")
+    let mut name = a.model.model.file_stem().map_or_else(|| "model".into(), |s| s.to_os_string());
+    name.push(".plan");
+    name.into()
 }
 
 fn summary(c: &Compiled, path: &std::path::Path, seconds: f64) {
     let (plan, r) = (&c.plan, &c.plan.report);
-    eprintln!("{} -> {} in {seconds:.1} s", plan.model, path.display());
-    eprintln!("  memory     {} planned, budget {}", Bytes(plan.arena_bytes), budget(plan.budget_bytes));
+    tell(format!("{} -> {} in {seconds:.1} s", plan.model, path.display()));
+    tell(format!("  memory     {} planned, budget {}", Bytes(plan.arena_bytes), budget(plan.budget_bytes)));
     if plan.loss.is_some() {
-        eprintln!("             {} in usual mixed precision with everything kept", Bytes(r.baseline_peak_bytes));
+        tell(format!("             {} in usual mixed precision with everything kept", Bytes(r.baseline_peak_bytes)));
         let get = |k: &str| Bytes(r.decisions.get(k).copied().unwrap_or(0));
-        eprintln!("  backward   keeps {} ({} of it in E4M3), recomputes {}", get("keep"), get("keep_e4m3"), get("recompute"));
+        tell(format!("  backward   keeps {} ({} of it in E4M3), recomputes {}", get("keep"), get("keep_e4m3"), get("recompute")));
         let again = 100.0 * r.predicted.recompute_seconds / r.predicted.step_seconds.max(1e-12);
-        eprintln!("  predicted  {:.3} s a step on {}, {again:.1}% of it recomputation", r.predicted.step_seconds, plan.target);
-        eprintln!("             at least {:.3} s: gap {:.2}%", r.certificate.lower_bound_seconds, 100.0 * r.certificate.gap);
-        eprintln!("             least budget {} ({} bytes)", Bytes(r.least_budget_bytes), r.least_budget_bytes);
+        tell(format!("  predicted  {:.3} s a step on {}, {again:.1}% of it recomputation", r.predicted.step_seconds, plan.target));
+        tell(format!("             at least {:.3} s: gap {:.2}%", r.certificate.lower_bound_seconds, 100.0 * r.certificate.gap));
+        tell(format!("             least budget {} ({} bytes)", Bytes(r.least_budget_bytes), r.least_budget_bytes));
     }
     let archs: Vec<&String> = plan.kernels.first().map(|k| k.launches.keys().collect()).unwrap_or_default();
     let archs = if archs.is_empty() {
@@ -82,11 +86,11 @@ fn summary(c: &Compiled, path: &std::path::Path, seconds: f64) {
     } else {
         format!("PTX for {}", archs.iter().map(|s| s.as_str()).collect::<Vec<_>>().join(", "))
     };
-    eprintln!(
+    tell(format!(
         "  kernels    {} distinct, {} launches a step, {archs}",
         plan.kernels.len(),
         plan.schedule.micro.len() + plan.schedule.update.len()
-    );
+    ));
 }
 
 fn budget(bytes: u64) -> String {
@@ -108,8 +112,7 @@ fn print_stage(a: &Compile, stage: EmitArg, options: &CompileOptions) -> Done {
         EmitArg::Ptx => run_compile(path, options)?.ptx.values().cloned().collect::<Vec<_>>().join("\n"),
         EmitArg::Plan => super::inspect::plan_json(&run_compile(path, options)?.plan),
     };
-    super::inspect::print(&text);
-    Ok(())
+    print(text.trim_end())
 }
 
 fn options(a: &Compile) -> Result<CompileOptions, Failure> {
@@ -134,7 +137,7 @@ fn options(a: &Compile) -> Result<CompileOptions, Failure> {
         return Err(Failure::usage("--precision-policy chooses formats of an fp8 plan, and this one is not", "add --precision fp8"));
     }
     let policy = a.precision_policy.as_deref().map(Policy::read).transpose()?.unwrap_or_default();
-    let threads = a.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()));
+    let threads = a.threads.unwrap_or(THREADS);
     Ok(CompileOptions {
         import: import_options(&a.model)?,
         budget: a.mem,
@@ -191,7 +194,7 @@ pub fn check(a: &Check, output: Output) -> Done {
         other => other.into(),
     })?;
     if output.json {
-        println!("{}", serde_json::json!({ "gaps": gaps }));
+        print(serde_json::json!({ "gaps": gaps }))?;
     }
     match gaps.is_empty() {
         true => {

@@ -64,6 +64,7 @@ impl From<Error> for Failure {
             }
             Error::Model { path, reason } => Failure::refused(format!("{path}: {reason}"), "export the model again"),
             Error::Io { path, source } => io(&path, &source),
+            Error::Solver(_) => Failure::refused(e.to_string(), "try another --mem; please report this with the model"),
             Error::Graph { .. } | Error::Kernel(_) => Failure::refused(e.to_string(), "`fp8c check MODEL` lists what a model needs"),
         }
     }
@@ -79,6 +80,12 @@ impl From<RuntimeError> for Failure {
             RuntimeError::Plan { .. } => "compile the model again with this version of fp8c",
             RuntimeError::Data { fault, .. } => data_hint(*fault),
             RuntimeError::Checkpoint { .. } => "`--checkpoint DIR` must name a folder of checkpoints of the same model",
+            RuntimeError::Unsound { .. } => "restore it from a copy, or begin anew in another folder with --checkpoint",
+            RuntimeError::Misplaced { .. } => {
+                "name a regular file (of a pipe, save the contents first), for checkpoints a folder; of a link, its target"
+            }
+            RuntimeError::Kept { .. } => "choose another name, or move that file away",
+            RuntimeError::Locked { .. } => "wait until it has ended, or name a place of this training's own with --checkpoint and --log",
             RuntimeError::Device(_) => "`fp8c devices` lists what is here; --device cpu always works",
             RuntimeError::Diverged(_) => "lower --lr or raise --warmup",
             RuntimeError::Usage(m) => {

@@ -1,25 +1,18 @@
 //! `fp8c inspect`.
 
 use super::args::Inspect;
-use super::{Done, Output};
+use super::{Done, Output, print};
 use crate::quantity::Bytes;
 use fp8c_runtime::plan::{Labels, Plan, PlanFile};
 use serde_json::{Value, json};
-use std::io::Write;
 
 /// Shows a plan file.
 pub fn inspect(a: &Inspect, output: Output) -> Done {
     let file = PlanFile::open(&a.plan)?;
     match output.json {
-        true => print(&document(file.plan()).to_string()),
-        false => print(&text(file.plan())),
+        true => print(document(file.plan())),
+        false => print(text(file.plan())),
     }
-    Ok(())
-}
-
-/// Prints to stdout; a reader that has gone away is no error.
-pub fn print(text: &str) {
-    let _ = writeln!(std::io::stdout().lock(), "{}", text.trim_end());
 }
 
 /// The plan as its file has it.

@@ -8,11 +8,12 @@ use super::policy::{Format, Policy};
 use super::sites::{Site, layer_of, sites, weight_of};
 use crate::Error;
 use crate::graph::{Epoch, Graph, Node, Op, ValueId, infer::as_matrix};
-use egg::{CostFunction, EGraph, Extractor, Id, Language, Rewrite, Runner, define_language, rewrite};
+use egg::{CostFunction, EGraph, Extractor, Id, Language, Rewrite, Runner, SimpleScheduler, StopReason, define_language, rewrite};
 use fp8c_kernels::DType;
 use fp8c_kernels::program::Layout;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 define_language! {
     enum Formats {
@@ -62,7 +63,7 @@ struct Demand {
 pub fn formats(graph: Graph, policy: &Policy, power_of_two: bool) -> Result<Graph, Error> {
     let all = sites(&graph);
     policy.check(&all.iter().map(|s| layer_of(&graph.node(s.node).site)).collect::<Vec<_>>())?;
-    let chosen = choose(&graph, policy, all);
+    let chosen = choose(&graph, policy, all)?;
     let mut demands: HashMap<ValueId, Demand> = HashMap::new();
     for site in &chosen {
         demands.entry(source(&graph, site.a.0)).or_default().ask(site.a.1, false, true);
@@ -103,7 +104,7 @@ fn source(graph: &Graph, v: ValueId) -> ValueId {
 }
 
 /// The sites whose extracted form is E4M3.
-fn choose(graph: &Graph, policy: &Policy, all: Vec<Site>) -> Vec<Site> {
+fn choose(graph: &Graph, policy: &Policy, all: Vec<Site>) -> Result<Vec<Site>, Error> {
     let mut egraph: EGraph<Formats, ()> = EGraph::default();
     let roots: Vec<Id> = all
         .iter()
@@ -118,13 +119,19 @@ fn choose(graph: &Graph, policy: &Policy, all: Vec<Site>) -> Vec<Site> {
     // `approx` marks one product of a pair of operands; two sites never share a pair, so the mark cannot leak to another site.
     let rules: [Rewrite<Formats, ()>; 1] =
         [rewrite!("approx-e4m3"; "(approx (matmul ?a ?b))" => "(approx (e4m3 (quantize ?a) (quantize ?b)))")];
-    let runner = Runner::default().with_egraph(egraph).with_iter_limit(4).run(&rules);
+    // One round rewrites every mark, the next finds nothing. No clock and no share of matches stops it earlier.
+    let runner = Runner::default().with_egraph(egraph).with_iter_limit(4).with_node_limit(usize::MAX).with_time_limit(Duration::MAX);
+    let runner = runner.with_scheduler(SimpleScheduler).run(&rules);
+    match &runner.stop_reason {
+        Some(StopReason::Saturated) => {}
+        other => return Err(Error::Verify { pass: "formats", reason: format!("the forms were not all found ({other:?})") }),
+    }
     let extractor = Extractor::new(&runner.egraph, Bytes { graph });
     let is_e4m3 = |root: Id| match extractor.find_best_node(root) {
         Formats::Approx([x]) => matches!(extractor.find_best_node(*x), Formats::E4m3(_)),
         node => matches!(node, Formats::E4m3(_)),
     };
-    all.into_iter().zip(roots).filter(|(_, root)| is_e4m3(*root)).map(|(site, _)| site).collect()
+    Ok(all.into_iter().zip(roots).filter(|(_, root)| is_e4m3(*root)).map(|(site, _)| site).collect())
 }
 
 struct Rewriter<'a> {

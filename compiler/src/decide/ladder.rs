@@ -42,36 +42,42 @@ pub struct Ladder {
 }
 
 /// Builds the ladder.
-pub fn ladder(costed: &Costed) -> Ladder {
-    let ways = ways(costed.program, costed.facts);
+///
+/// # Errors
+/// [`Error::Solver`], or [`Error::Verify`] when the ways were not all found.
+pub fn ladder(costed: &Costed) -> Result<Ladder, Error> {
+    let ways = ways(costed.program, costed.facts)?;
     let scorer = Scorer::new(*costed, &ways);
     let (all, kept) = scorer.score(scorer.uniform(true));
     let timeline = lp::timeline(costed, &ways, &kept);
     let relax = |budget| lp::solve(costed, &ways, &timeline, budget);
-    let mut plans = least(&scorer, &relax, &all);
+    let mut plans = least(&scorer, &relax, &all)?;
     let low = plans.iter().map(|c| c.peak).min().unwrap_or(all.peak);
     let step = |i: u64| low + Bytes(((all.peak - low).0 as u128 * i as u128 / ANCHORS as u128) as u64);
     let between = (0..ANCHORS).into_par_iter().map(|i| {
         let mut met = vec![];
-        if let Some(relaxed) = relax(step(i)) {
+        if let Some(relaxed) = relax(step(i))? {
             let fitting = scorer.shrink(scorer.rounded(&relaxed), step(i), &mut met);
             let full = scorer.fill(fitting, step(i), &mut met);
             scorer.fill(full, step(i + 1), &mut met);
         }
-        met
+        Ok::<_, Error>(met)
     });
-    plans.extend(between.collect::<Vec<_>>().into_iter().flatten());
+    plans.extend(between.collect::<Result<Vec<_>, _>>()?.into_iter().flatten());
     pareto(&mut plans);
-    Ladder { plans, timeline, persistent: persistent_bytes(costed.program), base_seconds: all.seconds, ways }
+    Ok(Ladder { plans, timeline, persistent: persistent_bytes(costed.program), base_seconds: all.seconds, ways })
 }
 
+/// Solves the relaxation for a budget.
+type Relax<'a> = dyn Fn(Bytes) -> Result<Option<lp::Relaxed>, Error> + Sync + 'a;
+
 /// What is met on the way to the smallest peak: from nothing kept, from everything kept, and from the tightest relaxations.
-fn least(scorer: &Scorer, relax: &(dyn Fn(Bytes) -> Option<lp::Relaxed> + Sync), all: &Candidate) -> Vec<Candidate> {
+fn least(scorer: &Scorer, relax: &Relax, all: &Candidate) -> Result<Vec<Candidate>, Error> {
     let (mut floor, mut feasible) = (Bytes(0), all.peak);
     let mut tightest = None;
     while feasible - floor > all.peak / 512 + Bytes(1) {
         let middle = floor + (feasible - floor) / 2;
-        match relax(middle) {
+        match relax(middle)? {
             Some(relaxed) => (feasible, tightest) = (middle, Some(relaxed)),
             None => floor = middle,
         }
@@ -90,12 +96,12 @@ fn least(scorer: &Scorer, relax: &(dyn Fn(Bytes) -> Option<lp::Relaxed> + Sync),
             break;
         }
         let target = floor + (best.peak - floor) / 2;
-        let relaxed = relax(target).map(|r| scorer.rounded(&r));
+        let relaxed = relax(target)?.map(|r| scorer.rounded(&r));
         let starts = [Some(best.decisions), relaxed];
         let reached = starts.into_iter().flatten().any(|start| scorer.shrink(start, target, &mut met).peak <= target);
         floor = if reached { floor } else { target };
     }
-    met
+    Ok(met)
 }
 
 /// Sorts by bytes and drops every plan that another beats or equals in both bytes and seconds.
@@ -144,10 +150,13 @@ impl Ladder {
     }
 
     /// No plan within `budget` takes less time a step than this, in this order of launches and by these costs.
-    pub fn lower_bound(&self, costed: &Costed, budget: Bytes) -> Seconds {
+    ///
+    /// # Errors
+    /// [`Error::Solver`].
+    pub fn lower_bound(&self, costed: &Costed, budget: Bytes) -> Result<Seconds, Error> {
         let transient = budget - self.persistent;
-        let relaxed = lp::solve(costed, &self.ways, &self.timeline, transient);
-        self.base_seconds + relaxed.map_or(Seconds(0.0), |r| r.seconds)
+        let relaxed = lp::solve(costed, &self.ways, &self.timeline, transient)?;
+        Ok(self.base_seconds + relaxed.map_or(Seconds(0.0), |r| r.seconds))
     }
 
     /// The schedule that recomputes nothing.

@@ -10,10 +10,15 @@
 //! late(buffer b (unit u x..)) = buffer b (again u late(x)..)
 //! ```
 
+use crate::Error;
 use crate::graph::Epoch;
 use crate::plan::schedule::{Decisions, Facts};
 use crate::units::{BufferId, Program};
-use egg::{Applier, EGraph, FromOp, FromOpError, Id, Language, Pattern, PatternAst, Rewrite, Runner, Subst, Symbol, Var};
+use egg::{
+    Applier, EGraph, FromOp, FromOpError, Id, Language, Pattern, PatternAst, Rewrite, Runner, SimpleScheduler, StopReason, Subst, Symbol,
+    Var,
+};
+use std::time::Duration;
 
 /// A term of the epochs.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -104,8 +109,11 @@ impl Ways {
     }
 }
 
-/// Saturates the e-graph of a program and reads off the ways.
-pub fn ways(program: &Program, facts: &Facts) -> Ways {
+/// Saturates the e-graph of a program and reads off the ways. The rules reach every class once, so that saturation ends by itself.
+///
+/// # Errors
+/// [`Error::Verify`] when it did not: some ways would be missing.
+pub fn ways(program: &Program, facts: &Facts) -> Result<Ways, Error> {
     let (egraph, class) = forward_terms(program, facts);
     let mut egraph = egraph;
     let roots = facts.late_reads(program);
@@ -114,10 +122,15 @@ pub fn ways(program: &Program, facts: &Facts) -> Ways {
         .with_egraph(egraph)
         .with_iter_limit(program.units.len() + 4)
         .with_node_limit(usize::MAX)
-        .with_time_limit(std::time::Duration::from_secs(30))
+        .with_time_limit(Duration::MAX)
+        .with_scheduler(SimpleScheduler)
         .run(&rules());
+    match &runner.stop_reason {
+        Some(StopReason::Saturated) => {}
+        other => return Err(Error::Verify { pass: "late", reason: format!("the ways were not all found ({other:?})") }),
+    }
     let recompute = read_off(&runner.egraph, &late_roots);
-    Ways { roots, recompute, size: (runner.egraph.number_of_classes(), runner.egraph.total_number_of_nodes()) }
+    Ok(Ways { roots, recompute, size: (runner.egraph.number_of_classes(), runner.egraph.total_number_of_nodes()) })
 }
 
 /// The forward epoch as terms, and the class of each of its values.

@@ -12,11 +12,12 @@
 
 use super::late::Ways;
 use super::search::Costed;
+use crate::Error;
 use crate::graph::Epoch;
 use crate::plan::schedule::{Schedule, Slot, aligned};
 use crate::quantity::{Bytes, Seconds};
 use crate::units::BufferId;
-use good_lp::{Expression, ProblemVariables, Solution, SolverModel, Variable, constraint, default_solver, variable};
+use good_lp::{Expression, ProblemVariables, ResolutionError, Solution, SolverModel, Variable, constraint, default_solver, variable};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// A solution of the relaxation.
@@ -77,14 +78,22 @@ fn mebibytes(bytes: Bytes) -> f64 {
 }
 
 /// Solves the relaxation for a budget of transient bytes; `None` when even fractions do not fit.
-pub fn solve(costed: &Costed, ways: &Ways, timeline: &Timeline, budget: Bytes) -> Option<Relaxed> {
+///
+/// # Errors
+/// [`Error::Solver`] when the solver gives no answer, which says nothing about the budget.
+pub fn solve(costed: &Costed, ways: &Ways, timeline: &Timeline, budget: Bytes) -> Result<Option<Relaxed>, Error> {
+    if ways.recompute.is_empty() {
+        // Nothing to decide, and solvers take a program without variables for a mistake.
+        let fits = timeline.always.iter().all(|&bytes| bytes <= budget);
+        return Ok(fits.then(|| Relaxed { keep: HashMap::new(), seconds: Seconds(0.0) }));
+    }
     let mut vars = ProblemVariables::new();
     let keep: HashMap<BufferId, Variable> = ways.recompute.iter().map(|(b, _)| (*b, vars.add(variable().min(0).max(1)))).collect();
     let mut units: Vec<u32> = ways.recompute.iter().flat_map(|(_, w)| w.units.iter().copied()).collect();
     units.sort_unstable();
     units.dedup();
     let again: HashMap<u32, Variable> = units.iter().map(|&u| (u, vars.add(variable().min(0).max(1)))).collect();
-    let mut rows = memory_rows(costed, ways, timeline, &mut vars, &keep, budget)?;
+    let Some(mut rows) = memory_rows(costed, ways, timeline, &mut vars, &keep, budget) else { return Ok(None) };
     let way_of: HashMap<BufferId, &super::late::Recompute> = ways.recompute.iter().map(|(b, w)| (*b, w)).collect();
     for root in &ways.roots {
         rows.extend(way_of.get(root).into_iter().flat_map(|w| &w.units).map(|u| constraint!(keep[root] + again[u] >= 1)));
@@ -99,9 +108,13 @@ pub fn solve(costed: &Costed, ways: &Ways, timeline: &Timeline, budget: Bytes) -
     let objective: Expression = units.iter().map(|u| 1e3 * costed.unit_seconds[*u as usize].0 * again[u]).sum();
     let mut model = vars.minimise(objective.clone()).using(default_solver).set_threads(1);
     model.set_verbose(false);
-    let solution = rows.into_iter().fold(model, |m, row| m.with(row)).solve().ok()?;
+    let solution = match rows.into_iter().fold(model, |m, row| m.with(row)).solve() {
+        Ok(solution) => solution,
+        Err(ResolutionError::Infeasible) => return Ok(None),
+        Err(other) => return Err(Error::Solver(other.to_string())),
+    };
     let share = keep.iter().map(|(b, v)| (*b, solution.value(*v))).collect();
-    Some(Relaxed { keep: share, seconds: Seconds((solution.eval(&objective) / 1e3).max(0.0)) })
+    Ok(Some(Relaxed { keep: share, seconds: Seconds((solution.eval(&objective) / 1e3).max(0.0)) }))
 }
 
 /// The waiting bytes of each stretch between two first reads, bounded by the least room of its events.

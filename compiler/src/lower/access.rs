@@ -170,7 +170,8 @@ fn pad(access: &Access, space: &[u64], to: &[u64], from: &[u64], low: &[u64]) ->
                 // low <= c * i + o < high, for either sign of c
                 let (first, end) =
                     if c > 0 { (ceil(low - o, c), ceil(high - o, c)) } else { (ceil(high - 1 - o, c), ceil(low - 1 - o, c)) };
-                guards.push(Guard { dim: j as u32, lower: first.max(0), upper: end.min(space[j] as i64).max(0) });
+                let extent = space[j] as i64;
+                guards.push(Guard { dim: j as u32, lower: first.clamp(0, extent), upper: end.clamp(0, extent) });
             }
             _ => return Err(Blocked::Opaque),
         }

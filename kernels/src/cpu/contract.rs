@@ -5,7 +5,7 @@
 
 use super::Buffer;
 use super::matrix::{Float, Operand, Shape, View, product};
-use super::tasks::Tasks;
+use super::tasks::{Tasks, flops};
 use crate::KernelError;
 use crate::program::{Contract, Matrix};
 
@@ -104,18 +104,18 @@ impl<'a> Plan<'a> {
         Tasks {
             count: self.batches() * self.m.div_ceil(tm) * self.n.div_ceil(tn),
             floats: (self.floats().iter().sum::<usize>() + bias) as u64,
-            flops: 2 * (self.batches() * self.m * self.n) as u64 * self.k as u64,
+            flops: flops(&[2, self.batches() as u64, self.m as u64, self.n as u64, self.k as u64]),
         }
     }
 
     /// Element offset of batch `z` under an operand's strides.
     fn batch_offset(&self, mut z: usize, strides: &[u64]) -> isize {
-        let mut offset = 0;
+        let mut offset = 0u64;
         for (extent, stride) in self.batch.iter().zip(strides).rev() {
-            offset += (z as u64 % extent * stride) as isize;
+            offset = offset.wrapping_add((z as u64 % extent).wrapping_mul(*stride));
             z /= *extent as usize;
         }
-        offset
+        offset as isize
     }
 
     /// Computes one tile.

@@ -107,15 +107,16 @@ unsafe impl Send for Operand {}
 // SAFETY: as above.
 unsafe impl Sync for Operand {}
 
+// Addresses wrap: those of an empty matrix, whose strides nothing bounds, are computed and not followed.
 impl Operand {
     /// The submatrix that starts at `(i, j)`.
     pub(crate) fn at(self, i: usize, j: usize) -> Operand {
-        self.offset(i as isize * self.rs + j as isize * self.cs)
+        self.offset((i as isize).wrapping_mul(self.rs).wrapping_add((j as isize).wrapping_mul(self.cs)))
     }
 
     /// The matrix that starts `elements` later.
     pub(crate) fn offset(self, elements: isize) -> Operand {
-        Operand { ptr: self.ptr.wrapping_offset(elements * self.float.size() as isize), ..self }
+        Operand { ptr: self.ptr.wrapping_offset(elements.wrapping_mul(self.float.size() as isize)), ..self }
     }
 
     /// The same matrix, transposed.
@@ -200,5 +201,5 @@ impl Operand {
 
 /// Addresses `stride` elements apart.
 fn strided<T>(first: *mut T, stride: isize) -> impl Iterator<Item = *mut T> {
-    (0..).map(move |i| first.wrapping_offset(i * stride))
+    (0isize..).map(move |i| first.wrapping_byte_offset(i.wrapping_mul(stride).wrapping_mul(size_of::<T>() as isize)))
 }

@@ -10,8 +10,8 @@ pub(crate) mod math;
 mod matrix;
 mod pool;
 mod quantize;
-#[cfg(test)]
-pub(crate) mod reference;
+#[cfg(any(test, feature = "reference"))]
+pub mod reference;
 mod row;
 mod scaled_contract;
 mod scan;

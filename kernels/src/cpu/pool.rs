@@ -2,7 +2,7 @@
 
 use super::Buffer;
 use super::matrix::{Float, Operand};
-use super::tasks::Tasks;
+use super::tasks::{Tasks, flops};
 use crate::KernelError;
 use crate::program::{Pool, PoolOp, Window};
 use std::ops::Range;
@@ -48,10 +48,16 @@ impl<'a> Plan<'a> {
     }
 
     fn tasks(&self) -> Tasks {
-        let taps = self.k.window.kernel[0] * self.k.window.kernel[1];
+        let [r, s] = self.k.window.kernel;
         // A plane of x, of y, and of dx.
         let floats = self.x_len + self.y_len + if self.k.backward { self.x_len } else { 0 };
-        Tasks { count: self.k.planes as usize, floats: floats as u64, flops: 4 * self.k.planes * taps * self.y_len as u64 }
+        let written = if self.k.backward { self.x_len } else { self.y_len };
+        // Without elements there is nothing to write.
+        Tasks {
+            count: if written == 0 { 0 } else { self.k.planes as usize },
+            floats: floats as u64,
+            flops: flops(&[4, self.k.planes, r, s, self.y_len as u64]),
+        }
     }
 
     fn plane(&self, arg: &Buffer, len: usize) -> Operand {

@@ -4,7 +4,7 @@
 use super::Buffer;
 use super::contract::{store, tile};
 use super::matrix::{Float, Operand, Shape, View, prefetch, product};
-use super::tasks::Tasks;
+use super::tasks::{Tasks, flops};
 use crate::KernelError;
 use crate::cpu::math::Fma;
 use crate::numerics::decode_e4m3;
@@ -47,7 +47,7 @@ impl Plan<'_> {
         Tasks {
             count: m.div_ceil(tm) * n.div_ceil(tn),
             floats: (2 * tm * tn + (tm + tn) * DEPTH + tn) as u64,
-            flops: 2 * self.k.m * self.k.n * self.k.k,
+            flops: flops(&[2, self.k.m, self.k.n, self.k.k]),
         }
     }
 

@@ -12,12 +12,17 @@ const SERIAL_FLOPS: u64 = 1_500_000;
 
 /// Floats of a slot, rounded up so that every slot starts on a cache line.
 pub(crate) const fn slot_floats(floats: u64) -> u64 {
-    floats.div_ceil(16) * 16
+    floats.div_ceil(16).saturating_mul(16)
 }
 
 /// Scratch bytes for `threads` slots of `floats` each, where there are at most `tasks` to run at once.
 pub(crate) fn slots_bytes(floats: u64, tasks: u64, threads: usize) -> u64 {
     slot_floats(floats).saturating_mul(4).saturating_mul(tasks.min(threads.max(1) as u64).max(1))
+}
+
+/// A product of counts, saturating: verified extents may multiply to more than 64 bits hold.
+pub(crate) fn flops(factors: &[u64]) -> u64 {
+    factors.iter().fold(1, |product, &factor| product.saturating_mul(factor))
 }
 
 /// Numbered tasks and what each worker needs to run them.
@@ -48,7 +53,7 @@ impl Tasks {
             return Ok(());
         }
         let floats = slot_floats(self.floats) as usize;
-        let slots = if floats == 0 { usize::MAX } else { scratch.bytes / (floats * 4) };
+        let slots = if floats == 0 { usize::MAX } else { scratch.bytes / floats.saturating_mul(4) };
         if slots == 0 {
             return Err(KernelError::Binding { arg: usize::MAX, have: scratch.bytes, need: floats as u64 * 4 });
         }

@@ -8,13 +8,14 @@
 //! (E4M3 saturates). Each family's file states what it computes as a formula, and that formula is the specification.
 //!
 //! Invariants, checked by [`Kernel::verify`]:
-//! 1. every access stays inside its argument for every point of the iteration space (guarded and indexed accesses aside,
-//!    which are checked point by point);
+//! 1. every access that any executor makes stays inside its argument; which those are is part of the specification (for row programs
+//!    `row.rs` lists them), and an empty shape has none;
 //! 2. a written argument is written at most once per element, unless the family says that it accumulates;
-//! 3. arguments do not alias, unless [`Arg::mode`] is `Update` (read and written at the same element).
+//! 3. what a kernel reads of an argument that it writes, it reads at the same point, before it writes it.
 
 mod attention;
 mod contract;
+mod footprint;
 mod index;
 mod quantize;
 mod row;
@@ -26,13 +27,14 @@ mod window;
 
 pub use attention::*;
 pub use contract::*;
+pub use footprint::{Footprint, Region};
 pub use index::*;
 pub use quantize::*;
 pub use row::*;
 pub use scalar::*;
 pub use text::Named;
 pub use typing::*;
-pub use verify::{MAX_DIMS, MAX_POINTS, MAX_STATEMENTS};
+pub use verify::{MAX_DIMS, MAX_LEVELS, MAX_POINTS, MAX_STATEMENTS};
 pub use window::*;
 
 use crate::{DType, KernelError};

@@ -7,6 +7,16 @@
 //! any earlier one; a statement after a reduction sees the finished value, so softmax and layer norm are straight-line code.
 //!
 //! Order of summation along a row is a back end's own, but is the same at each launch.
+//!
+//! Which accesses are made, by every executor and whatever it makes of the space:
+//! 1. where there is no row, none;
+//! 2. a *row access* ([`RowProgram::constant_along_row`]) is made once for each row, at index 0 along the row, an empty row included;
+//! 3. any other access is made once for each point, so never in an empty row;
+//! 4. a guarded access is made only where its guards hold, and guards lie inside their dimension.
+//!
+//! The verifier bounds these accesses and no others. A back end may drop, merge and reorder dimensions as long as it makes no access
+//! beside them: it takes an access out of the loop along the row only where 2 says that it is one of the row. (A GPU reads element 0
+//! of the argument where a guard fails and forgets it.)
 
 use super::{Arg, Binary, Fold, Literal, Unary};
 use crate::{DType, KernelError};
@@ -28,7 +38,7 @@ pub struct Access {
     pub guards: Vec<Guard>,
 }
 
-/// `lower <= index[dim] < upper`.
+/// `lower <= index[dim] < upper`, both within `0..=extent`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Guard {
     pub dim: u32,
@@ -116,7 +126,7 @@ pub enum Stmt {
         access: Access,
         x: Var,
     },
-    /// Adds `x` to the argument's element (mode `Update`). No value is produced.
+    /// Adds `x`, of the kind of the argument's dtype and no bool, to the argument's element (mode `Update`). No value is produced.
     Accumulate {
         arg: u32,
         access: Access,
@@ -131,6 +141,20 @@ pub enum Stmt {
         power_of_two: bool,
         x: Var,
     },
+}
+
+impl Stmt {
+    /// The variables that the statement reads.
+    pub(crate) fn operands(&self) -> Vec<Var> {
+        match *self {
+            Stmt::Load { indexed, .. } => indexed.map(|i| i.index).into_iter().collect(),
+            Stmt::Const { .. } | Stmt::Index { .. } => Vec::new(),
+            Stmt::Unary { x, .. } | Stmt::Cast { x, .. } | Stmt::Reduce { x, .. } => vec![x],
+            Stmt::Store { x, .. } | Stmt::Accumulate { x, .. } | Stmt::StoreQuantized { x, .. } => vec![x],
+            Stmt::Binary { x, y, .. } => vec![x, y],
+            Stmt::Select { c, x, y } => vec![c, x, y],
+        }
+    }
 }
 
 /// A fused elementwise and row-reduction kernel.

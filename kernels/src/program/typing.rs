@@ -61,9 +61,10 @@ impl RowProgram {
         dim + self.row_dims as usize >= self.space.len()
     }
 
-    /// True for an access that touches the same element all along a row, unguarded there.
+    /// True for a row access: one that no dimension of the row moves or guards. A dimension of one index moves nothing.
     pub fn constant_along_row(&self, access: &Access) -> bool {
-        let moves = access.strides.iter().enumerate().any(|(d, &s)| s != 0 && self.in_row(d));
+        let dims = access.strides.iter().zip(&self.space).enumerate();
+        let moves = dims.filter(|(d, _)| self.in_row(*d)).any(|(_, (&stride, &extent))| stride != 0 && extent != 1);
         !moves && !access.guards.iter().any(|g| self.in_row(g.dim as usize))
     }
 }
@@ -128,9 +129,16 @@ impl Typing<'_> {
                 Kind::Bool => return Err(format!("{op:?} of Bool")),
                 kind => VarType { kind, rank: Rank::Row },
             },
-            Stmt::Store { arg, x, .. } | Stmt::Accumulate { arg, x, .. } => {
+            Stmt::Store { arg, x, .. } => {
                 self.arg_kind(*arg)?;
                 self.var(*x)?;
+                return Ok(None);
+            }
+            Stmt::Accumulate { arg, x, .. } => {
+                let (to, x) = (self.arg_kind(*arg)?, self.var(*x)?.kind);
+                if to != x || x == Kind::Bool {
+                    return Err(format!("a sum of {to:?} and {x:?}"));
+                }
                 return Ok(None);
             }
             Stmt::StoreQuantized { codes, scales, x, .. } => {

@@ -76,14 +76,15 @@ impl<'c, 'e> Build<'c, 'e> {
         self.args[i]
     }
 
-    /// The entry's shared memory, aligned to 128 bytes.
+    /// The entry's shared memory, aligned to 1024 bytes.
     pub fn shared(&self) -> Ptr<'c> {
         *self.shared.borrow_mut().get_or_insert_with(|| {
             let dynamic = self.shared_bytes > STATIC_SHARED_MAX;
             let ty = self.e.ctx.i8_type().array_type(if dynamic { 0 } else { self.shared_bytes });
             let name = format!("{}_shared", self.function.get_name().to_string_lossy());
             let global = self.e.module.add_global(ty, Some(AddressSpace::from(SHARED)), &name);
-            global.set_alignment(128);
+            // A pattern of swizzled tiles repeats after as much.
+            global.set_alignment(1024);
             match dynamic {
                 true => global.set_linkage(Linkage::External),
                 false => {
@@ -337,6 +338,19 @@ impl<'c, 'e> Build<'c, 'e> {
         ok(self.b.build_conditional_branch(c, yes, end));
         self.b.position_at_end(yes);
         then();
+        self.branch(end);
+        self.b.position_at_end(end);
+    }
+
+    /// Runs `then` where `c` holds and `other` where it does not.
+    pub fn if_else(&self, c: Int<'c>, then: impl FnOnce(), other: impl FnOnce()) {
+        let (yes, no, end) = (self.block(), self.block(), self.block());
+        ok(self.b.build_conditional_branch(c, yes, no));
+        self.b.position_at_end(yes);
+        then();
+        self.branch(end);
+        self.b.position_at_end(no);
+        other();
         self.branch(end);
         self.b.position_at_end(end);
     }

@@ -22,6 +22,10 @@ pub fn generate(e: &Emitter<'_>, k: &Quantize, name: &str) -> Result<(), KernelE
     if k.rows == 0 || k.cols == 0 {
         return Ok(());
     }
+    // Rows and columns are numbered in 32 bits.
+    if [k.rows, k.cols].iter().any(|&extent| extent >= 1 << 30) {
+        return Err(KernelError::Unsupported(format!("quantizing {} x {}", k.rows, k.cols)));
+    }
     let args = crate::program::Kernel::Quantize(*k).args();
     if k.layout == Layout::Rows {
         let all = k.rows * groups(k.cols);

@@ -8,6 +8,7 @@ mod file;
 mod verify;
 
 pub use control::Control;
+pub(crate) use file::Section;
 pub use file::{Contents, PlanFile, StoredTensor};
 pub use verify::verify;
 
@@ -22,6 +23,9 @@ pub const SCHEMA: u32 = 1;
 
 /// Alignment of every tensor in the arena, bytes.
 pub const ALIGN: u64 = 256;
+
+/// Most micro-batches of a step.
+pub const MAX_ACCUMULATION: u32 = 1 << 16;
 
 /// A complete training (or inference) plan.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -318,6 +322,11 @@ impl Plan {
     /// A tensor by index. Plans that pass [`verify`] hold only indices that exist.
     pub fn tensor(&self, id: TensorId) -> &Tensor {
         &self.tensors[id.0 as usize]
+    }
+
+    /// True for a plan whose arena has the scratch memory that kernels need on a CPU.
+    pub fn is_for_cpu(&self) -> bool {
+        self.target == "cpu"
     }
 
     /// The gradients that are accumulated into, and so must be zero before a step's first micro-batch: those of a parameter whose

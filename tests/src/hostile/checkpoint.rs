@@ -2,8 +2,9 @@
 
 use super::place::{path, with_model};
 use super::{Rng, Target, mutate, safetensors};
-use fp8c_runtime::checkpoint::{Position, latest, load, load_parameters, save};
+use fp8c_runtime::checkpoint::{Position, Standing, Store, latest, load, load_parameters};
 use fp8c_runtime::session::{Session, SessionOptions};
+use sha2::{Digest, Sha256};
 use std::cell::RefCell;
 use std::path::PathBuf;
 
@@ -27,7 +28,9 @@ fn sound() -> Sound {
     let options = SessionOptions { threads: Some(1), ..SessionOptions::default() };
     let session = with_model(|m| Session::new(m, options).expect("the CPU is always there"));
     let folder = path().join("checkpoints");
-    let at = save(&session, &folder, Position { step: 3, samples: 6, skipped: 0 }).expect("the temporary folder can be written");
+    let standing = Standing { position: Position { step: 3, samples: 6, skipped: 0 }, ..Standing::default() };
+    let saved = Store::open(&folder).and_then(|store| store.save(&session, &standing));
+    let at = saved.expect("the temporary folder can be written");
     let files = FILES.iter().map(|f| std::fs::read(at.join(f)).expect("a file of the checkpoint")).collect();
     Sound { session, folder, files }
 }
@@ -36,32 +39,25 @@ fn with_sound<T>(act: impl FnOnce(&mut Sound) -> T) -> T {
     SOUND.with(|s| act(s.borrow_mut().get_or_insert_with(sound)))
 }
 
-/// Replaces one file of a checkpoint, its recorded size with it, and loads it.
+/// Replaces one file of a checkpoint, its checksum with it, and loads it.
 pub fn checkpoint(data: &[u8]) {
     let Some((&which, content)) = data.split_first() else { return };
     let which = usize::from(which) % FILES.len();
     with_sound(|sound| {
         let at = sound.folder.join("step-000003");
+        let mut sums = String::new();
         for (i, name) in FILES.iter().enumerate() {
-            let bytes = match i {
-                _ if i == which => content.to_vec(),
-                0 => resized(&sound.files[0], FILES[which], content.len()),
-                _ => sound.files[i].clone(),
-            };
+            let bytes = if i == which { content } else { &sound.files[i][..] };
+            let digest: String = Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect();
+            sums += &format!("{digest}  {name}\n");
             std::fs::write(at.join(name), bytes).expect("the temporary folder can be written");
         }
+        std::fs::write(at.join("SHA256SUMS"), sums).expect("the temporary folder can be written");
         if let Ok(Some(newest)) = latest(&sound.folder) {
             drop(load(&mut sound.session, &newest));
         }
-        drop(load_parameters(&mut sound.session, &at));
+        drop(load_parameters(&mut sound.session, &at, &mut |_| ()));
     });
-}
-
-/// The index with another size for a file.
-fn resized(index: &[u8], name: &str, bytes: usize) -> Vec<u8> {
-    let mut index: serde_json::Value = serde_json::from_slice(index).expect("the index is JSON");
-    index["files"][name] = bytes.into();
-    index.to_string().into_bytes()
 }
 
 fn seeds() -> Vec<Vec<u8>> {

@@ -4,10 +4,12 @@
 
 pub mod checkpoint;
 pub mod json;
+pub mod kernel;
 pub mod mutate;
 pub mod npy;
 pub mod onnx;
 pub mod place;
+pub mod plan;
 pub mod safetensors;
 pub mod tokens;
 pub mod wire;

@@ -21,8 +21,8 @@ pub(super) fn tasks(plan: &Plan) -> Tasks {
     let panels = plan.panel(queries, d) + plan.panel(queries, dv) + plan.panel(keys, d) + plan.panel(keys, dv);
     let scores = queries * keys * if plan.cap.is_some() { 3 } else { 2 };
     Tasks {
-        // Without positions there is nothing to write.
-        count: if plan.q_len.max(plan.kv_len) == 0 { 0 } else { (plan.k.batch * plan.k.kv_heads) as usize },
+        // Without positions or depth there is nothing to write.
+        count: if plan.q_len.max(plan.kv_len) == 0 || d.max(dv) == 0 { 0 } else { (plan.k.batch * plan.k.kv_heads) as usize },
         floats: (sums(plan) + panels + scores + queries * (d + 2) + 2 * dv + keys) as u64,
         flops: plan.flops(5),
     }

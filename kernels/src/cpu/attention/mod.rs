@@ -9,7 +9,7 @@ mod scores;
 
 use super::Buffer;
 use super::matrix::{Float, Operand};
-use super::tasks::Tasks;
+use super::tasks::{Tasks, flops};
 use crate::KernelError;
 use crate::program::{Attention, Heads};
 use scores::{Bias, Visible};
@@ -33,7 +33,7 @@ impl Tensor {
 
     /// The matrix `[positions, depth]` of a head, from a position on.
     fn at(&self, batch: usize, head: usize, position: usize) -> Operand {
-        let elements = batch as u64 * self.heads.batch + head as u64 * self.heads.head;
+        let elements = (batch as u64).wrapping_mul(self.heads.batch).wrapping_add((head as u64).wrapping_mul(self.heads.head));
         self.base.offset(elements as isize).at(position, 0)
     }
 }
@@ -95,8 +95,7 @@ impl<'a> Plan<'a> {
 
     /// Multiplications and additions of `products` products of every visible block.
     fn flops(&self, products: u64) -> u64 {
-        let scores = self.k.batch * self.k.heads * self.k.q_len * self.k.kv_len;
-        products * scores.saturating_mul(self.k.depth + self.k.v_depth)
+        flops(&[products, self.k.batch, self.k.heads, self.k.q_len, self.k.kv_len, self.k.depth + self.k.v_depth])
     }
 }
 

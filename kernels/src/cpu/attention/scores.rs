@@ -66,7 +66,8 @@ impl Bias {
     /// All indices are inside.
     pub(super) unsafe fn row(&self, [batch, head, query]: [usize; 3], key: usize, out: &mut [f32]) {
         let s = &self.shape;
-        let start = (batch as u64 * s.batch + head as u64 * s.head + query as u64 * s.query + key as u64 * s.key) as usize;
+        let terms = [(batch, s.batch), (head, s.head), (query, s.query), (key, s.key)];
+        let start = terms.iter().map(|&(index, stride)| index * stride as usize).sum::<usize>();
         match self.float {
             // SAFETY: the caller's promise.
             Some(float) => unsafe {

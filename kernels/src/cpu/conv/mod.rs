@@ -7,7 +7,7 @@ mod strided;
 
 use super::Buffer;
 use super::matrix::{Float, Operand, Shape, View, product};
-use super::tasks::Tasks;
+use super::tasks::{Tasks, flops};
 use crate::KernelError;
 use crate::program::{Conv, ConvPass};
 use columns::{gather, scatter};
@@ -76,7 +76,7 @@ impl<'a> Plan<'a> {
     }
 
     fn flops(&self) -> u64 {
-        2 * self.k.batch * (self.cout * self.cig * self.taps) as u64 * self.y_len as u64
+        flops(&[2, self.k.batch, (self.cout * self.cig * self.taps) as u64, self.y_len as u64])
     }
 
     /// Elements of the output.

@@ -1,19 +1,26 @@
-//! Plain references, in f64 and one loop an index, and what the kernels' tests share.
+//! Plain references, in f64 and one loop an index, and what the kernels' tests and fuzzers share.
 
 mod attention;
 mod contract;
-mod hostile;
+mod fence;
+pub(crate) mod generator;
+pub mod hostile;
 mod index;
 mod quantize;
 pub(crate) mod row;
-pub(crate) mod row_tests;
+#[cfg(test)]
+mod row_tests;
 mod scaled_contract;
 mod window;
 
 use super::{Buffer, launch, scratch_bytes};
 use crate::program::{Arg, Kernel, Mode};
 use crate::{DType, KernelError};
+use fence::{Access, Fenced, Side};
 use half::bf16;
+use rayon::{ThreadPool, ThreadPoolBuilder};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 
 /// Elements of an argument.
 #[derive(Clone, Debug, PartialEq)]
@@ -55,17 +62,30 @@ impl Data {
     }
 }
 
-/// A repeatable source of numbers.
-pub(crate) struct Random(u64);
+/// A repeatable source of numbers: those that given bytes say, then those of a generator.
+pub(crate) struct Random<'a> {
+    bytes: &'a [u8],
+    state: u64,
+}
 
-impl Random {
-    pub(crate) fn new(seed: u64) -> Random {
-        Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+impl<'a> Random<'a> {
+    pub(crate) fn new(seed: u64) -> Random<'static> {
+        Random { bytes: &[], state: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1 }
+    }
+
+    pub(crate) fn of_bytes(bytes: &'a [u8]) -> Random<'a> {
+        Random { bytes, ..Random::new(0) }
     }
 
     pub(crate) fn below(&mut self, n: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        ((u128::from(self.0) * u128::from(n)) >> 64) as u64
+        if let [first, rest @ ..] = self.bytes
+            && n <= 256
+        {
+            self.bytes = rest;
+            return u64::from(*first) % n;
+        }
+        self.state = self.state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((u128::from(self.state) * u128::from(n)) >> 64) as u64
     }
 
     fn uniform(&mut self) -> f64 {
@@ -77,8 +97,23 @@ impl Random {
         (0..n).map(|_| ((-2.0 * self.uniform().ln()).sqrt() * (std::f64::consts::TAU * self.uniform()).cos()) as f32).collect()
     }
 
+    /// A source that takes over what bytes are left.
+    pub(crate) fn fork(&mut self) -> Random<'a> {
+        Random { bytes: std::mem::take(&mut self.bytes), state: self.state.rotate_left(31) | 1 }
+    }
+
+    /// One of some.
+    pub(crate) fn pick<T: Copy>(&mut self, of: &[T]) -> T {
+        of[self.below(of.len() as u64) as usize]
+    }
+
+    /// True once in `n`.
+    pub(crate) fn once_in(&mut self, n: u64) -> bool {
+        self.below(n) == 0
+    }
+
     /// Standard normal elements of a format.
-    pub(crate) fn data(&mut self, arg: &Arg) -> Data {
+    fn data(&mut self, arg: &Arg) -> Data {
         Data::new(arg.dtype, &self.normal(arg.elements))
     }
 
@@ -88,63 +123,67 @@ impl Random {
     }
 }
 
-/// Memory aligned to 64 bytes with canaries on both sides.
-struct Guarded {
-    bytes: Vec<u8>,
-    start: usize,
-    len: usize,
+/// Threads of a pool that launches share.
+fn pool(threads: usize) -> Arc<ThreadPool> {
+    static POOLS: Mutex<BTreeMap<usize, Arc<ThreadPool>>> = Mutex::new(BTreeMap::new());
+    let build = || Arc::new(ThreadPoolBuilder::new().num_threads(threads).build().expect("threads"));
+    POOLS.lock().expect("nobody panics with the lock").entry(threads).or_insert_with(build).clone()
 }
 
-impl Guarded {
-    fn new(content: &[u8]) -> Guarded {
-        let mut bytes = vec![0xa5; content.len() + 256];
-        let start = 64 + bytes[64..].as_ptr().align_offset(64);
-        bytes[start..start + content.len()].copy_from_slice(content);
-        Guarded { bytes, start, len: content.len() }
-    }
-
-    fn buffer(&mut self) -> Buffer {
-        Buffer { ptr: self.bytes[self.start..].as_mut_ptr(), bytes: self.len }
-    }
-
-    fn finish(self) -> Vec<u8> {
-        let end = self.start + self.len;
-        assert!(self.bytes[..self.start].iter().chain(&self.bytes[end..]).all(|b| *b == 0xa5), "written outside a buffer");
-        self.bytes[self.start..end].to_vec()
-    }
-}
-
-/// Launches a kernel on a pool of `threads` and returns all its arguments.
-pub(crate) fn try_launch(kernel: &Kernel, inputs: &[Data], threads: usize) -> Result<Vec<Data>, KernelError> {
+/// Launches a kernel on a pool of `threads`, every argument and the scratch memory between pages that nobody may touch, and returns
+/// all arguments. Bytes of scratch are `scratch` before.
+pub(crate) fn fenced(kernel: &Kernel, inputs: &[Data], threads: usize, side: Side, scratch: u8) -> Result<Vec<Data>, KernelError> {
     kernel.verify()?;
-    for (arg, data) in kernel.args().iter().zip(inputs) {
+    let args = kernel.args();
+    assert_eq!(args.len(), inputs.len());
+    for (arg, data) in args.iter().zip(inputs) {
         assert_eq!((arg.dtype, arg.bytes()), (data.dtype, data.bytes.len() as u64));
     }
-    assert_eq!(kernel.args().len(), inputs.len());
-    let mut memory: Vec<Guarded> = inputs.iter().map(|d| Guarded::new(&d.bytes)).collect();
-    let mut scratch = Guarded::new(&vec![0xff; scratch_bytes(kernel, threads) as usize]);
-    let buffers: Vec<Buffer> = memory.iter_mut().map(Guarded::buffer).collect();
-    let (args, spare) = (Shared(buffers), Shared(scratch.buffer()));
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
+    let access = |arg: &Arg| if arg.mode == Mode::Read { Access::Read } else { Access::Write };
+    let memory: Vec<Fenced> = args.iter().zip(inputs).map(|(arg, d)| Fenced::new(&d.bytes, side, access(arg))).collect();
+    let spare = Fenced::new(&vec![scratch; scratch_bytes(kernel, threads) as usize], side, Access::Write);
+    let (buffers, spare) = (Shared(memory.iter().map(Fenced::buffer).collect::<Vec<_>>()), Shared(spare));
+    // What is written first holds nothing yet.
+    let blank = args.iter().zip(buffers.get()).filter(|(arg, _)| arg.mode == Mode::Write).map(|(_, buffer)| *buffer);
+    let blank: Vec<Buffer> = blank.chain([spare.get().buffer()]).collect();
+    blank.iter().for_each(|buffer| fence::mark(*buffer, false));
     // SAFETY: the buffers are as long as they say and the kernel has verified.
-    let result = pool.install(|| unsafe { launch(kernel, args.get(), *spare.get()) });
-    scratch.finish();
-    let out = memory.into_iter().zip(inputs).map(|(m, d)| Data { dtype: d.dtype, bytes: m.finish() }).collect();
+    let result = pool(threads).install(|| unsafe { launch(kernel, buffers.get(), spare.get().buffer()) });
+    blank.iter().for_each(|buffer| fence::mark(*buffer, true));
+    spare.get().bytes();
+    let out = memory.iter().zip(inputs).map(|(m, d)| Data { dtype: d.dtype, bytes: m.bytes() }).collect();
     result.map(|()| out)
 }
 
+/// Launches a kernel on a pool of `threads` and returns all its arguments.
+#[cfg(test)]
+pub(crate) fn try_launch(kernel: &Kernel, inputs: &[Data], threads: usize) -> Result<Vec<Data>, KernelError> {
+    fenced(kernel, inputs, threads, Side::End, 0xff)
+}
+
 /// Launches on one thread and on three, and checks that the bytes are the same and that what is read is not written.
+#[cfg(test)]
 pub(crate) fn run(kernel: &Kernel, inputs: &[Data]) -> Vec<Data> {
-    let one = try_launch(kernel, inputs, 1).expect("launches");
-    let three = try_launch(kernel, inputs, 3).expect("launches");
+    let one = fenced(kernel, inputs, 1, Side::Start, 0xff).expect("launches");
+    let three = fenced(kernel, inputs, 3, Side::End, 0x55).expect("launches");
     for (i, arg) in kernel.args().iter().enumerate() {
-        assert!(one[i] == three[i], "argument {i} depends on the number of threads");
+        assert!(one[i] == three[i], "argument {i} depends on the number of threads, or on what scratch memory held");
         assert!(arg.mode != Mode::Read || one[i] == inputs[i], "argument {i} was written");
     }
     one
 }
 
+/// True if values are equal, NaN to NaN.
+pub(crate) fn same(x: &Data, y: &Data) -> Result<(), String> {
+    let differs = |(_, (a, b)): &(usize, (f64, f64))| !(a == b || (a.is_nan() && b.is_nan()));
+    match x.values().into_iter().zip(y.values()).enumerate().find(differs) {
+        Some((at, (a, b))) => Err(format!("element {at} is {a}, expected {b}")),
+        None => Ok(()),
+    }
+}
+
 /// `|x - y| / |y|` in the Euclidean norm; 0 where both are zero.
+#[cfg(test)]
 pub(crate) fn norm_error(x: &[f64], y: &[f64]) -> f64 {
     assert_eq!(x.len(), y.len());
     let square = |it: &mut dyn Iterator<Item = f64>| it.map(|v| v * v).sum::<f64>().sqrt();
@@ -153,6 +192,7 @@ pub(crate) fn norm_error(x: &[f64], y: &[f64]) -> f64 {
 }
 
 /// Norm error that a result stored in a format may have, where sums run in f32.
+#[cfg(test)]
 pub(crate) fn tolerance(dtype: DType) -> f64 {
     // A result of one element may be half a unit in the last place off: 2^-8.
     if dtype == DType::Bf16 { 4e-3 } else { 3e-6 }

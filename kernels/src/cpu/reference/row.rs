@@ -124,20 +124,19 @@ pub(super) fn reference(p: &RowProgram, inputs: &[Data]) -> Vec<Data> {
     memory.iter().map(Memory::data).collect()
 }
 
+/// The index of a point of a row; of a row access, whose dimensions along the row do not matter, for point 0.
 fn index(p: &RowProgram, row: usize, point: usize) -> Vec<i64> {
-    let mut rest = row * p.row_len() as usize + point;
-    let mut index: Vec<i64> = p
-        .space
-        .iter()
-        .rev()
-        .map(|&e| {
-            let i = rest as u64 % e.max(1);
-            rest /= e.max(1) as usize;
-            i as i64
-        })
-        .collect();
-    index.reverse();
-    index
+    let unravel = |dims: &[u64], mut rest: u64| {
+        let mut index: Vec<i64> = Vec::with_capacity(dims.len());
+        for &extent in dims.iter().rev().map(|e| e.max(&1)) {
+            index.push((rest % extent) as i64);
+            rest /= extent;
+        }
+        index.reverse();
+        index
+    };
+    let (outer, inner) = p.space.split_at(p.row_start());
+    [unravel(outer, row as u64), unravel(inner, point as u64)].concat()
 }
 
 fn address(access: &Access, index: &[i64]) -> Option<i64> {
@@ -154,8 +153,13 @@ fn execute(p: &RowProgram, stmt: &Stmt, row: usize, points: usize, values: &[Vec
     match stmt {
         Stmt::Load { arg, access, indexed } => each(&|i| {
             let Some(at) = address(access, &index(p, row, i)) else { return Scalar::zero(memory[*arg as usize].dtype.into()) };
-            let more = indexed.map_or(0, |x| get(x.index, i).int() * x.stride);
-            memory[*arg as usize].elements[(at + more) as usize]
+            let zero = Scalar::zero(memory[*arg as usize].dtype.into());
+            match indexed.map(|x| (x, get(x.index, i).int())) {
+                None => memory[*arg as usize].elements[at as usize],
+                Some((x, index)) if (0..x.bound).contains(&index) => memory[*arg as usize].elements[(at + index * x.stride) as usize],
+                // An executor that needs the value fails.
+                Some(_) => zero,
+            }
         }),
         Stmt::Const { kind, value } => each(&|_| match (kind, *value) {
             (Kind::Float, v) => Float(v.as_f32()),

@@ -136,7 +136,8 @@ pub fn schedule(source: &Source, cut: bool) -> Result<Schedule, KernelError> {
     let needed = source.needed();
     let phases = source.phase_count(&needed);
     let schedule = Schedule { values: Vec::new(), folds: Vec::new(), uniform: Vec::new(), phases: vec![Phase::default(); phases] };
-    let mut scheduler = Scheduler { source, cut, schedule, once: HashMap::new(), tiles: HashMap::new(), expanded: HashMap::new() };
+    let (once, tiles, expanded) = (HashMap::new(), HashMap::new(), HashMap::new());
+    let mut scheduler = Scheduler { source, cut, schedule, once, tiles, expanded, loads: source.updated_loads(&needed) };
     for phase in 0..phases {
         if cut {
             scheduler.tiles.clear();
@@ -164,18 +165,29 @@ impl Source<'_> {
         for (at, stmt) in self.program.body.iter().enumerate().rev() {
             needed[at] |= self.infos[at].is_none();
             if needed[at] {
-                values::operands(&values::cheaper(self.program, stmt))
-                    .iter()
-                    .for_each(|&v| needed[canonical(self.infos, v).0 as usize] = true);
+                values::cheaper(self.program, stmt).operands().iter().for_each(|&v| needed[canonical(self.infos, v).0 as usize] = true);
             }
         }
         needed
     }
 
+    /// The loads of each argument that is updated whose values are used, in order.
+    fn updated_loads(&self, needed: &[bool]) -> HashMap<u32, Vec<Var>> {
+        let mut loads: HashMap<u32, Vec<Var>> = HashMap::new();
+        for (at, stmt) in self.program.body.iter().enumerate().filter(|(at, _)| needed[*at]) {
+            if let Stmt::Load { arg, .. } = *stmt
+                && updates(self.program, arg)
+            {
+                loads.entry(arg).or_default().push(Var(at as u32));
+            }
+        }
+        loads
+    }
+
     fn phase_count(&self, needed: &[bool]) -> usize {
         let level = |at: usize, stmt: &Stmt| match self.infos[at] {
             Some(info) => info.level,
-            None => values::operands(stmt).into_iter().map(|v| self.info(v).level).max().unwrap_or(0),
+            None => stmt.operands().into_iter().map(|v| self.info(v).level).max().unwrap_or(0),
         };
         let levels = self.program.body.iter().enumerate().filter(|(at, _)| needed[*at]).map(|(at, stmt)| level(at, stmt));
         levels.max().unwrap_or(0) + 1
@@ -207,6 +219,8 @@ struct Scheduler<'a> {
     once: HashMap<Var, Value>,
     tiles: HashMap<Var, Value>,
     expanded: HashMap<(Value, Rank), Value>,
+    /// The loads of each argument that is updated whose values are used, in order.
+    loads: HashMap<u32, Vec<Var>>,
 }
 
 impl Scheduler<'_> {
@@ -228,17 +242,31 @@ impl Scheduler<'_> {
         }
     }
 
-    /// The value of a variable, for steps of a phase; makes it if there is none yet.
+    fn made(&self, v: Var) -> Option<Value> {
+        let made = if self.source.info(v).rank == Rank::Tile { &self.tiles } else { &self.once };
+        made.get(&v).copied()
+    }
+
+    /// The value of a variable, for steps of a phase; makes it, and what it is made of, if there is none yet.
     fn need(&mut self, v: Var, phase: usize) -> Result<Value, KernelError> {
         let v = canonical(self.source.infos, v);
-        let made = if self.source.info(v).rank == Rank::Tile { &self.tiles } else { &self.once };
-        if let Some(&value) = made.get(&v) {
-            return Ok(value);
+        // Not by recursion: a chain of statements may be longer than a thread's stack.
+        let mut open = vec![v];
+        while let Some(&at) = open.last() {
+            if self.made(at).is_none() {
+                let stmt = values::cheaper(self.source.program, &self.source.program.body[at.0 as usize]);
+                let mut operands = stmt.operands().into_iter().map(|v| canonical(self.source.infos, v));
+                if let Some(missing) = operands.find(|&v| self.made(v).is_none()) {
+                    open.push(missing);
+                    continue;
+                }
+                let value = self.make(at, &stmt, phase)?;
+                let made = if self.source.info(at).rank == Rank::Tile { &mut self.tiles } else { &mut self.once };
+                made.insert(at, value);
+            }
+            open.pop();
         }
-        let value = self.make(v, phase)?;
-        let made = if self.source.info(v).rank == Rank::Tile { &mut self.tiles } else { &mut self.once };
-        made.insert(v, value);
-        Ok(value)
+        self.made(v).ok_or_else(|| internal("a value that was made is missing"))
     }
 
     /// The value of a variable at a rank that is not below its own.
@@ -259,15 +287,15 @@ impl Scheduler<'_> {
         Ok(out)
     }
 
-    fn make(&mut self, v: Var, phase: usize) -> Result<Value, KernelError> {
+    /// Makes a variable, as this statement, of operands that there are.
+    fn make(&mut self, v: Var, stmt: &Stmt, phase: usize) -> Result<Value, KernelError> {
         let source = self.source;
         let info = source.info(v);
-        let stmt = values::cheaper(source.program, &source.program.body[v.0 as usize]);
         let (rank, isa) = (info.rank, source.isa);
         // Row values are made at their level, whoever asks.
         let phase = if rank == Rank::Tile { phase } else { info.level };
-        let step = match stmt {
-            Stmt::Load { arg, access, indexed } => return self.load(arg, &access, indexed, info, phase),
+        let step = match *stmt {
+            Stmt::Load { arg, ref access, indexed } => return self.load(arg, access, indexed, info, phase),
             Stmt::Const { value, kind } => {
                 let out = self.value(info.kind, rank);
                 Step::Const { out, bits: literal(kind, value) }
@@ -386,11 +414,11 @@ impl Scheduler<'_> {
         let source = self.source;
         if updates(source.program, arg) {
             // Whatever was read before the store is read before it.
-            for (i, stmt) in source.program.body[..at].iter().enumerate() {
-                if matches!(stmt, Stmt::Load { arg: a, .. } if *a == arg) {
-                    self.need(Var(i as u32), phase)?;
-                }
-            }
+            let loads = std::mem::take(&mut self.loads);
+            let earlier = loads.get(&arg).into_iter().flatten().take_while(|v| (v.0 as usize) < at);
+            let made = earlier.map(|&v| self.need(v, phase)).find(Result::is_err);
+            self.loads = loads;
+            made.transpose()?;
         }
         let rank = source.store_rank(access, x);
         let value = self.need_at(x, rank, phase)?;

@@ -43,21 +43,9 @@ pub fn canonical(infos: &[Option<Info>], v: Var) -> Var {
     infos[v.0 as usize].map_or(v, |i| i.same)
 }
 
-/// The operands of a statement.
-pub fn operands(stmt: &Stmt) -> Vec<Var> {
-    match *stmt {
-        Stmt::Load { indexed, .. } => indexed.map(|i| i.index).into_iter().collect(),
-        Stmt::Const { .. } | Stmt::Index { .. } => Vec::new(),
-        Stmt::Unary { x, .. } | Stmt::Cast { x, .. } | Stmt::Reduce { x, .. } => vec![x],
-        Stmt::Store { x, .. } | Stmt::Accumulate { x, .. } | Stmt::StoreQuantized { x, .. } => vec![x],
-        Stmt::Binary { x, y, .. } => vec![x, y],
-        Stmt::Select { c, x, y } => vec![c, x, y],
-    }
-}
-
 fn info(p: &RowProgram, layout: &Layout, infos: &[Option<Info>], at: Var, stmt: &Stmt, ty: VarType) -> Info {
     let of = |v: Var| infos[v.0 as usize];
-    let inputs: Vec<Info> = operands(stmt).into_iter().filter_map(of).collect();
+    let inputs: Vec<Info> = stmt.operands().into_iter().filter_map(of).collect();
     let level = inputs.iter().map(|i| i.level).max().unwrap_or(0);
     let dims = inputs.iter().fold(0, |d, i| d | i.dims);
     let joined = inputs.iter().map(|i| i.rank).max().unwrap_or(Rank::Uniform);
@@ -69,7 +57,8 @@ fn info(p: &RowProgram, layout: &Layout, infos: &[Option<Info>], at: Var, stmt: 
     match *stmt {
         Stmt::Load { arg, ref access, indexed } => {
             let moving = Access::new(layout, arg, access).moving_dims();
-            let uniform = indexed.is_none() && access.guards.is_empty() && moving == 0;
+            // Only a row access may leave the loop along the row: others are not bounded where the row is empty.
+            let uniform = ty.rank == TypeRank::Row && indexed.is_none() && access.guards.is_empty() && moving == 0;
             let rank = if uniform { Rank::Uniform } else { placed };
             Info { rank, dims: dims | moving, exact: Some(p.args[arg as usize].dtype), ..plain }
         }

@@ -1,7 +1,7 @@
 //! Attention, forward and backward.
 
 use super::Family;
-use super::overlap::Image;
+use super::overlap::{Image, Prover};
 use crate::program::{Attention, Heads};
 use crate::{DType, KernelError};
 
@@ -45,5 +45,5 @@ fn operand(family: Family, name: &str, h: &Heads, shape: [u64; 4], write: bool) 
         return Ok(());
     }
     let dims = dims.into_iter().map(|(extent, stride)| (stride.into(), 0, extent.into())).collect();
-    family.require(Image { offset: 0, dims }.one_to_one(), &format!("{name} may be hit twice"))
+    family.require(Prover::new().one_to_one(&Image { offset: 0, dims }), &format!("{name} may be hit twice"))
 }

@@ -1,9 +1,14 @@
 //! The checks behind [`super::Kernel::verify`].
 //!
 //! Plans come from files, so nothing here may overflow or take long on hostile numbers: addresses are computed in 128 bits, sizes
-//! are limited by [`MAX_POINTS`], [`MAX_DIMS`] and [`MAX_STATEMENTS`], and whatever cannot be shown to be safe is refused.
+//! are limited by [`MAX_POINTS`], [`MAX_DIMS`], [`MAX_STATEMENTS`] and [`MAX_LEVELS`], and whatever cannot be shown to be safe is
+//! refused. Work is near linear in a kernel's size: comparisons and points that are counted out have allowances.
+//!
+//! Executors compute addresses in 64 bits, wrapping. They are right where an access is made, because its element is below
+//! [`MAX_POINTS`]; where a shape is empty nothing is bounded, and no address is followed.
 
 mod attention;
+mod conflicts;
 mod overlap;
 mod products;
 mod row;
@@ -22,7 +27,9 @@ pub const MAX_POINTS: u64 = 1 << 48;
 /// Most dimensions of an iteration space.
 pub const MAX_DIMS: usize = 16;
 /// Most statements of a row program.
-pub const MAX_STATEMENTS: usize = 1 << 14;
+pub const MAX_STATEMENTS: usize = 1 << 12;
+/// Most folds of a row program that depend on one another: each is one more pass over long rows.
+pub const MAX_LEVELS: usize = 32;
 
 /// Reports a broken invariant of one family.
 #[derive(Clone, Copy)]
@@ -53,6 +60,8 @@ impl Family {
 
     /// Checks that `offset + sum(strides * index)` stays in `[0, elements)` for every index of a box of unsigned strides.
     fn strided(self, what: &str, elements: u64, offset: u64, dims: &[(u64, u64)]) -> Result<(), KernelError> {
+        let large = dims.iter().map(|d| d.1).chain([offset]).any(|term| term > MAX_POINTS);
+        self.require(!large, &format!("an offset or stride of {what} is too large"))?;
         if dims.iter().any(|&(extent, _)| extent == 0) {
             return Ok(());
         }

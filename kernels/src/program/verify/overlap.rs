@@ -2,9 +2,7 @@
 //!
 //! A map is shown to be one-to-one by the usual order of strides: sorted by size, each larger than all smaller ones can reach. Two
 //! maps with the same strides are two boxes of one larger map, if that one is one-to-one. What these miss is counted out, point
-//! by point, when there are few.
-
-use std::collections::HashSet;
+//! by point, as far as a kernel's allowance goes.
 
 /// An affine map on a box: element `offset + sum(stride * index)` for `lower <= index < upper` in each dimension.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,8 +12,8 @@ pub struct Image {
     pub dims: Vec<(i128, i128, i128)>,
 }
 
-/// Most points that are counted out one by one.
-const FEW: i128 = 1 << 16;
+/// Most points that are counted out for one kernel.
+const COUNTED: i128 = 1 << 17;
 
 impl Image {
     /// Smallest and largest element. `None` on overflow.
@@ -44,44 +42,82 @@ impl Image {
         self.dims.iter().fold(1i128, |n, d| n.saturating_mul(d.2 - d.1))
     }
 
+    /// The elements in ascending order, one for each point.
     fn elements(&self) -> Vec<i128> {
-        self.dims.iter().fold(vec![self.offset], |all, &(stride, lower, upper)| {
+        let mut all = self.dims.iter().fold(vec![self.offset], |all, &(stride, lower, upper)| {
             all.iter().flat_map(|&at| (lower..upper).map(move |i| at + i * stride)).collect()
-        })
+        });
+        all.sort_unstable();
+        all
+    }
+}
+
+/// Proves facts about the maps of one kernel; what it cannot prove it denies. Its bounds are known: see [`Image::bounds`].
+pub struct Prover {
+    /// Points that may still be counted out.
+    allowance: i128,
+}
+
+impl Prover {
+    pub fn new() -> Prover {
+        Prover { allowance: COUNTED }
+    }
+
+    fn affords(&mut self, points: i128) -> bool {
+        let affords = points <= self.allowance;
+        self.allowance -= if affords { points } else { 0 };
+        affords
     }
 
     /// True if the map is shown to hit no element twice.
-    pub fn one_to_one(&self) -> bool {
-        let map = self.normal();
-        if ordered(&map.dims) {
-            return true;
-        }
-        if map.points() > FEW {
-            return false;
-        }
-        let elements = map.elements();
-        elements.iter().collect::<HashSet<_>>().len() == elements.len()
+    pub fn one_to_one(&mut self, map: &Image) -> bool {
+        let map = map.normal();
+        // A dimension that moves nothing hits each element again.
+        let still = map.dims.first().is_some_and(|d| d.0 == 0);
+        ordered(&map.dims) || (!still && self.affords(map.points()) && map.elements().windows(2).all(|pair| pair[0] != pair[1]))
     }
 
     /// True if the two are shown to share no element.
-    pub fn apart(&self, other: &Image) -> bool {
-        match (self.bounds(), other.bounds()) {
+    pub fn apart(&mut self, a: &Image, b: &Image) -> bool {
+        match (a.bounds(), b.bounds()) {
             (Some(a), Some(b)) if a.1 < b.0 || b.1 < a.0 => return true,
             (Some(_), Some(_)) => {}
             _ => return false,
         }
-        if let Some(apart) = apart_as_boxes(self, other).or_else(|| apart_as_boxes(other, self)) {
+        if let Some(apart) = apart_as_boxes(a, b).or_else(|| apart_as_boxes(b, a)) {
             return apart;
         }
-        let steps = self.dims.iter().chain(&other.dims).fold(0, |g, d| gcd(g, d.0.abs()));
-        if steps > 0 && (self.offset - other.offset) % steps != 0 {
+        let steps = a.dims.iter().chain(&b.dims).fold(0, |g, d| gcd(g, d.0.abs()));
+        if steps > 0 && (a.offset - b.offset) % steps != 0 {
             return true;
         }
-        if self.points() > FEW || other.points() > FEW {
+        if !self.affords(a.points().saturating_add(b.points())) {
             return false;
         }
-        let mine: HashSet<i128> = self.elements().into_iter().collect();
-        other.elements().iter().all(|e| !mine.contains(e))
+        let (mine, others) = (a.elements(), b.elements());
+        others.iter().all(|e| mine.binary_search(e).is_err())
+    }
+
+    /// True if the two are shown to share an element only at a point that both have: both are one map, which is one-to-one on a box
+    /// that holds both of theirs.
+    pub fn same_points(&mut self, a: &Image, b: &Image) -> bool {
+        if a.dims.len() != b.dims.len() {
+            return false;
+        }
+        let mut hull = Image { offset: 0, dims: Vec::with_capacity(a.dims.len()) };
+        // How far the second map's elements lie from the first's.
+        let mut distance = b.offset - a.offset;
+        for (x, y) in a.dims.iter().zip(&b.dims) {
+            let (lower, upper) = (x.1.min(y.1), x.2.max(y.2));
+            if upper - lower == 1 {
+                distance += (y.0 - x.0) * lower;
+            } else if x.0 == y.0 {
+                hull.dims.push((x.0, lower, upper));
+            } else {
+                return false;
+            }
+        }
+        distance == 0 && self.one_to_one(&hull)
     }
 }
 

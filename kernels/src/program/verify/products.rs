@@ -1,6 +1,6 @@
 //! Matrix products, quantizers, scatter-add and prefix sums.
 
-use super::overlap::Image;
+use super::overlap::{Image, Prover};
 use super::{Family, MAX_DIMS};
 use crate::program::{Contract, Epilogue, Matrix, Quantize, ScaledContract, Scan, ScatterAdd};
 use crate::{DType, KernelError};
@@ -20,7 +20,7 @@ pub(in crate::program) fn contract(k: &Contract) -> Result<(), KernelError> {
         dims.push((stride.into(), 0, extent.into()));
     }
     let empty = dims.iter().any(|d| d.2 == 0);
-    family.require(empty || Image { offset: 0, dims }.one_to_one(), "C may be hit twice")
+    family.require(empty || Prover::new().one_to_one(&Image { offset: 0, dims }), "C may be hit twice")
 }
 
 fn matrix_inside(family: Family, name: &str, m: &Matrix, batch: &[u64], rows: u64, cols: u64) -> Result<(), KernelError> {

@@ -109,6 +109,11 @@ impl<'c> Row<'c, '_, '_> {
                 continue;
             }
             let steps = self.needed(&roots);
+            // A row of one point is read by a whole warp, and stored by a lane of it.
+            let point = self.shape.mapping == Mapping::Warp && self.shape.program.row_len() == 1;
+            if point && roots.iter().any(|&i| self.rereads(i)) {
+                self.b.warp_barrier();
+            }
             let partials = folds.iter().map(|&(i, op, _)| self.partial(i, op)).collect::<Vec<_>>();
             self.each_run(place, |p| self.step(p, &steps, &folds, &partials))?;
             self.combine(place, &folds, &partials)?;
@@ -299,6 +304,13 @@ impl<'c> Row<'c, '_, '_> {
         [16, 8, 4, 2, 1].into_iter().try_fold(own, |v, mask| self.b.fold(op, v, self.b.shuffle_xor_value(v, mask)))
     }
 
+    /// True for a store into an argument that is read as well.
+    fn rereads(&self, i: usize) -> bool {
+        let body = &self.shape.program.body;
+        let written = if body[i].writes() { body[i].memory().map(|(arg, _)| arg) } else { None };
+        body.iter().any(|s| matches!(s, Stmt::Load { arg, .. } if Some(*arg) == written))
+    }
+
     /// Stores that happen once a row.
     fn row_stores(&mut self, place: &Place<'c>) -> Result<(), KernelError> {
         let (b, k) = (self.b, &self.shape.program);
@@ -306,8 +318,7 @@ impl<'c> Row<'c, '_, '_> {
         if stores.is_empty() {
             return Ok(());
         }
-        let written = |arg: u32| stores.iter().any(|&i| k.body[i].memory().is_some_and(|(a, _)| a == arg));
-        let reread = k.body.iter().any(|s| matches!(s, Stmt::Load { arg, .. } if written(*arg)));
+        let reread = stores.iter().any(|&i| self.rereads(i));
         match self.shape.mapping {
             // Nobody may still have to read what is about to change.
             Mapping::Warp if reread => b.warp_barrier(),

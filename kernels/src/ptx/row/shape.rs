@@ -1,6 +1,6 @@
 //! How a row program is laid over threads: a simplified iteration space, phases, and a mapping.
 
-use crate::program::{Access, Binary, Kind, RowProgram, Stmt, Unary, Var};
+use crate::program::{Access, Binary, Kind, RowProgram, Stmt, Unary};
 
 /// Which threads share a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,18 +59,6 @@ impl Stmt {
         }
     }
 
-    /// The variables that a statement reads.
-    pub(in crate::ptx) fn operands(&self) -> Vec<Var> {
-        match self {
-            Stmt::Load { indexed, .. } => indexed.iter().map(|i| i.index).collect(),
-            Stmt::Const { .. } | Stmt::Index { .. } => vec![],
-            Stmt::Unary { x, .. } | Stmt::Cast { x, .. } | Stmt::Reduce { x, .. } => vec![*x],
-            Stmt::Store { x, .. } | Stmt::Accumulate { x, .. } | Stmt::StoreQuantized { x, .. } => vec![*x],
-            Stmt::Binary { x, y, .. } => vec![*x, *y],
-            Stmt::Select { c, x, y } => vec![*c, *x, *y],
-        }
-    }
-
     /// True for statements that write memory.
     pub fn writes(&self) -> bool {
         matches!(self, Stmt::Store { .. } | Stmt::Accumulate { .. } | Stmt::StoreQuantized { .. })
@@ -107,7 +95,7 @@ pub fn shape(k: &RowProgram) -> Shape {
 fn is_flat(k: &RowProgram) -> bool {
     let reduces = k.body.iter().any(|s| matches!(s, Stmt::Reduce { .. }));
     // A store that does not move along a dimension happens once a row; write-once rules it out elsewhere.
-    let once = |s: &Stmt| s.writes() && s.memory().is_some_and(|(_, a)| k.space.iter().zip(&a.strides).any(|(&n, &s)| n > 1 && s == 0));
+    let once = |s: &Stmt| s.writes() && s.memory().is_some_and(|(_, a)| k.space.iter().zip(&a.strides).any(|(&n, &s)| n != 1 && s == 0));
     !quantizes(k) && !k.body.iter().any(once) && (!reduces || k.row_len() == 1)
 }
 
@@ -255,7 +243,7 @@ fn width(k: &RowProgram) -> u32 {
         (a.offset as i128).abs() + spans.sum::<i128>()
     };
     let indexed = |s: &Stmt| match s {
-        Stmt::Load { indexed: Some(i), .. } => i.stride as i128 * i.bound as i128,
+        Stmt::Load { indexed: Some(i), .. } => (i.stride as i128).abs() * i.bound as i128,
         _ => 0,
     };
     let points: i128 = k.space.iter().map(|&n| n as i128).product();

@@ -1,5 +1,9 @@
 //! PTX text to instructions with numbered registers.
 
+mod asynchronous;
+
+pub(crate) use asynchronous::{Async, Matrix, Product};
+
 use crate::Fault;
 use crate::ops::{Op, lookup};
 use std::collections::HashMap;
@@ -19,6 +23,8 @@ pub(crate) struct Entry {
     pub shared: usize,
     /// Bytes of each parameter.
     pub parameters: Vec<usize>,
+    /// Blocks of a cluster.
+    pub cluster: u32,
 }
 
 #[derive(Clone, Debug)]
@@ -27,6 +33,8 @@ pub(crate) struct Instruction {
     /// Register and the value at which the instruction runs.
     pub guard: Option<(usize, u64)>,
     pub kind: Kind,
+    /// Registers of some `wgmma` that this instruction, which is none, reads or writes.
+    pub touches: Vec<usize>,
 }
 
 /// A source operand.
@@ -53,28 +61,94 @@ pub(crate) struct Address {
 pub(crate) enum Special {
     Thread,
     Block,
+    BlockInCluster,
 }
 
 #[derive(Clone, Debug)]
 pub(crate) enum Kind {
-    Plain { op: Op, to: usize, from: Vec<Source> },
-    Special { to: usize, which: Special },
-    Parameter { to: usize, number: usize },
-    Pack { to: usize, from: Vec<Source>, bits: u32 },
-    Unpack { to: Vec<Option<usize>>, from: Source, bits: u32 },
-    Load { space: Space, to: Vec<Option<usize>>, bytes: usize, signed: bool, from: Address },
-    Store { space: Space, from: Vec<Source>, bytes: usize, to: Address },
-    Branch { to: usize },
+    Plain {
+        op: Op,
+        to: usize,
+        from: Vec<Source>,
+    },
+    Special {
+        to: usize,
+        which: Special,
+    },
+    Parameter {
+        to: usize,
+        number: usize,
+    },
+    Pack {
+        to: usize,
+        from: Vec<Source>,
+        bits: u32,
+    },
+    Unpack {
+        to: Vec<Option<usize>>,
+        from: Source,
+        bits: u32,
+    },
+    Load {
+        space: Space,
+        to: Vec<Option<usize>>,
+        bytes: usize,
+        signed: bool,
+        from: Address,
+    },
+    Store {
+        space: Space,
+        from: Vec<Source>,
+        bytes: usize,
+        to: Address,
+    },
+    Branch {
+        to: usize,
+    },
     Return,
-    Barrier,
+    /// `bar`: number of the barrier and, if not all of the block, of threads; `waits` unless it is `bar.arrive`.
+    Barrier {
+        number: Source,
+        threads: Option<Source>,
+        waits: bool,
+    },
     WarpBarrier,
-    Shuffle { to: usize, from: Source, lane: Source, xor: bool },
-    Ballot { to: usize, from: Source },
-    Matrices { to: [usize; 4], from: Address, transposed: bool },
-    Mma { to: [usize; 4], a: [Source; 4], b: [Source; 2], c: [Source; 4], codes: bool },
-    Copy { to: Address, from: Address, bytes: Source },
+    Shuffle {
+        to: usize,
+        from: Source,
+        lane: Source,
+        xor: bool,
+    },
+    Ballot {
+        to: usize,
+        from: Source,
+    },
+    Matrices {
+        to: [usize; 4],
+        from: Address,
+        transposed: bool,
+    },
+    Mma {
+        to: [usize; 4],
+        a: [Source; 4],
+        b: [Source; 2],
+        c: [Source; 4],
+        codes: bool,
+    },
+    /// Copies `bytes` and fills the rest of `size` with zeros.
+    Copy {
+        to: Address,
+        from: Address,
+        size: u64,
+        bytes: Source,
+    },
     Commit,
-    Wait { pending: u64 },
+    Wait {
+        pending: u64,
+    },
+    /// A fence among generic accesses, which barriers imply here.
+    Fence,
+    Async(Async),
 }
 
 struct Parser<'t> {
@@ -103,9 +177,11 @@ impl Program {
             if let Some(rest) = lines[at].strip_prefix(".visible .entry ") {
                 let name = rest.trim_end_matches(['(', ')']).to_string();
                 let open = (at..lines.len()).find(|&i| lines[i] == "{").unwrap_or(lines.len());
-                let close = (open..lines.len()).find(|&i| lines[i] == "}").unwrap_or(lines.len());
+                let close = end_of_scope(&lines, open);
                 let parameters = lines[at + 1..open].iter().filter(|l| l.starts_with(".param")).map(|l| parameter_bytes(l)).collect();
-                entries.insert(name, entry(&lines, open + 1, close, parameters, &dynamic)?);
+                let cluster = lines[at + 1..open].iter().find_map(|l| l.strip_prefix(".reqnctapercluster"));
+                let cluster = cluster.and_then(|c| c.split(',').next()?.trim().parse().ok()).unwrap_or(1);
+                entries.insert(name, Entry { parameters, cluster, ..entry(&lines, open + 1, close, &dynamic)? });
                 at = close;
             }
             at += 1;
@@ -129,19 +205,29 @@ impl Program {
     }
 }
 
+/// The line that closes the scope that a line opens.
+fn end_of_scope(lines: &[&str], open: usize) -> usize {
+    let mut depth = 0;
+    let closes = |line: &&str| {
+        depth += (*line == "{") as i32 - (*line == "}") as i32;
+        depth == 0
+    };
+    lines[open.min(lines.len())..].iter().position(closes).map_or(lines.len(), |i| open + i)
+}
+
 /// Bytes of a declared parameter: `.param .u64 .ptr .global name`.
 fn parameter_bytes(line: &str) -> usize {
     line.split_whitespace().nth(1).map_or(8, |t| width(t.trim_start_matches('.')) as usize / 8)
 }
 
-fn entry(lines: &[&str], from: usize, to: usize, parameters: Vec<usize>, dynamic: &[String]) -> Result<Entry, Fault> {
+fn entry(lines: &[&str], from: usize, to: usize, dynamic: &[String]) -> Result<Entry, Fault> {
     let mut p = Parser { registers: HashMap::new(), labels: HashMap::new(), shared: HashMap::new(), shared_size: 0, line: 0 };
     p.shared.extend(dynamic.iter().map(|name| (name.clone(), 0)));
     // Statements end with a semicolon and may span lines.
     let mut statements: Vec<(usize, String)> = vec![];
     let mut open: Option<(usize, String)> = None;
     let mut count = 0;
-    for (i, &line) in lines.iter().enumerate().take(to).skip(from).filter(|(_, l)| !l.is_empty()) {
+    for (i, &line) in lines.iter().enumerate().take(to).skip(from).filter(|(_, l)| !matches!(**l, "" | "{" | "}")) {
         if let Some(label) = line.strip_suffix(':') {
             p.labels.insert(label, count);
             continue;
@@ -167,8 +253,21 @@ fn entry(lines: &[&str], from: usize, to: usize, parameters: Vec<usize>, dynamic
         numbers.entry(name).or_insert(next);
     }
     p.registers = numbers;
-    let code = statements.iter().map(|(line, text)| p.instruction(*line, text)).collect::<Result<Vec<_>, _>>()?;
-    Ok(Entry { code, registers: p.registers.len(), shared: p.shared_size as usize, parameters })
+    let mut code = statements.iter().map(|(line, text)| p.instruction(*line, text)).collect::<Result<Vec<_>, _>>()?;
+    note_touches(&mut code, &statements, &p.registers);
+    Ok(Entry { code, registers: p.registers.len(), shared: p.shared_size as usize, parameters: vec![], cluster: 1 })
+}
+
+/// Notes which other instructions touch the registers of `wgmma`.
+fn note_touches(code: &mut [Instruction], statements: &[(usize, String)], numbers: &HashMap<&str, usize>) {
+    let mut of_products = vec![false; numbers.len()];
+    let products = code.iter().filter_map(|i| if let Kind::Async(Async::Multiply(p)) = &i.kind { Some(p) } else { None });
+    products.flat_map(Product::registers).for_each(|r| of_products[r] = true);
+    for (instruction, (_, text)) in code.iter_mut().zip(statements) {
+        if !matches!(instruction.kind, Kind::Async(Async::Multiply(_))) {
+            instruction.touches = registers(text).iter().map(|name| numbers[name.as_str()]).filter(|&r| of_products[r]).collect();
+        }
+    }
 }
 
 /// Names of the registers in a statement.
@@ -213,7 +312,8 @@ impl Parser<'_> {
         let Some((head, size)) = text.split_once('[') else { return self.fault("a shared variable that is not an array") };
         let name = head.split_whitespace().last().unwrap_or_default().to_string();
         let Some(Ok(size)) = size.split(']').next().map(str::parse::<u64>) else { return self.fault("a shared array without a size") };
-        let at = self.shared_size.next_multiple_of(128);
+        let align = head.split(".align").nth(1).and_then(|a| a.split_whitespace().next()?.parse().ok()).unwrap_or(1);
+        let at = self.shared_size.next_multiple_of(align);
         self.shared.insert(name, at);
         self.shared_size = at + size;
         Ok(())
@@ -271,7 +371,7 @@ impl Parser<'_> {
         }
         let (name, rest) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
         let kind = self.kind(name, &operands(rest))?;
-        Ok(Instruction { line, guard, kind })
+        Ok(Instruction { line, guard, kind, touches: vec![] })
     }
 
     fn kind(&self, name: &str, args: &[&str]) -> Result<Kind, Fault> {
@@ -282,7 +382,11 @@ impl Parser<'_> {
                 Some(&to) => Kind::Branch { to },
                 None => return self.fault(format!("no label {}", arg(0))),
             },
-            "bar.sync" => Kind::Barrier,
+            "bar.sync" | "barrier.sync" | "barrier.sync.aligned" | "bar.arrive" | "barrier.arrive" | "barrier.arrive.aligned" => {
+                let threads = args.get(1).map(|t| self.source(t)).transpose()?;
+                Kind::Barrier { number: self.source(arg(0))?, threads, waits: name.contains("sync") }
+            }
+            "membar.cta" | "membar.gl" | "fence.acq_rel.cta" | "fence.acq_rel.cluster" | "fence.acq_rel.gpu" => Kind::Fence,
             "bar.warp.sync" => Kind::WarpBarrier,
             "cp.async.commit_group" => Kind::Commit,
             "cp.async.wait_group" => match self.source(arg(0))? {
@@ -291,6 +395,7 @@ impl Parser<'_> {
             },
             "mov.u32" if arg(1) == "%tid.x" => Kind::Special { to: self.register(arg(0))?, which: Special::Thread },
             "mov.u32" if arg(1) == "%ctaid.x" => Kind::Special { to: self.register(arg(0))?, which: Special::Block },
+            "mov.u32" if arg(1) == "%cluster_ctarank" => Kind::Special { to: self.register(arg(0))?, which: Special::BlockInCluster },
             "mov.b32" | "mov.b64" if arg(1).starts_with('{') => {
                 let from = braced(arg(1)).iter().map(|t| self.source(t)).collect::<Result<Vec<_>, _>>()?;
                 Kind::Pack { to: self.register(arg(0))?, bits: width(name) / from.len() as u32, from }
@@ -322,11 +427,15 @@ impl Parser<'_> {
                 c: self.sources(&braced(arg(3)))?,
                 codes: name.contains("e4m3"),
             },
-            "cp.async.cg.shared.global" if arg(2) == "16" => {
-                let bytes = if args.len() > 3 { self.source(arg(3))? } else { Source::Constant(16) };
-                Kind::Copy { to: self.address(arg(0))?, from: self.address(arg(1))?, bytes }
+            "cp.async.cg.shared.global" | "cp.async.ca.shared.global" if matches!(arg(2), "4" | "8" | "16") => {
+                let size = arg(2).parse().unwrap_or(16);
+                let bytes = if args.len() > 3 { self.source(arg(3))? } else { Source::Constant(size) };
+                Kind::Copy { to: self.address(arg(0))?, from: self.address(arg(1))?, size, bytes }
             }
-            _ => return self.plain(name, args),
+            _ => match self.asynchronous(name, args)? {
+                Some(kind) => Kind::Async(kind),
+                None => return self.plain(name, args),
+            },
         })
     }
 
