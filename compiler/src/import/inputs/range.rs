@@ -153,7 +153,7 @@ impl Solver<'_> {
             ExprNode::Select(c, yes, no) => match self.test(below(c))? {
                 (Binary::Eq, x, y) => self.masked(range, (x, y), below(yes), below(no)),
                 (Binary::Ne, x, y) => self.masked(range, (x, y), below(no), below(yes)),
-                (Binary::Lt, x, y) => self.from_end(range, (x, y), below(yes), below(no)),
+                (Binary::Lt, x, y) => self.counted_from_end(range, (x, y), below(yes), below(no)),
                 _ => None,
             },
             _ => None,
@@ -193,7 +193,7 @@ impl Solver<'_> {
     }
 
     /// `if x < 0 { x + n } else { x }`: an index that may count from the end.
-    fn from_end(&self, range: Range, (x, zero): (Term, Term), wrapped: Term, other: Term) -> Option<(ValueId, Range)> {
+    fn counted_from_end(&self, range: Range, (x, zero): (Term, Term), wrapped: Term, other: Term) -> Option<(ValueId, Range)> {
         let (node, below) = self.at(wrapped)?;
         let ExprNode::Binary(Binary::Add, a, b) = *node else { return None };
         let (a, b) = (below(a), below(b));
