@@ -81,9 +81,10 @@ impl From<RuntimeError> for Failure {
             RuntimeError::Data { fault, .. } => data_hint(*fault),
             RuntimeError::Checkpoint { .. } => "`--checkpoint DIR` must name a folder of checkpoints of the same model",
             RuntimeError::Unsound { .. } => "restore it from a copy, or begin anew in another folder with --checkpoint",
-            RuntimeError::Misplaced { .. } => {
-                "name a regular file (of a pipe, save the contents first), for checkpoints a folder; of a link, its target"
-            }
+            RuntimeError::Misplaced { wanted: "a folder", .. } => "name a folder, or a name that is free",
+            RuntimeError::Misplaced { is: "a folder", .. } => "name a file in it",
+            RuntimeError::Misplaced { is: "a symbolic link", .. } => "name the file that the link leads to",
+            RuntimeError::Misplaced { .. } => "name a regular file; what comes through a pipe can be saved into one first",
             RuntimeError::Kept { .. } => "choose another name, or move that file away",
             RuntimeError::Locked { .. } => "wait until it has ended, or name a place of this training's own with --checkpoint and --log",
             RuntimeError::Device(_) => "`fp8c devices` lists what is here; --device cpu always works",

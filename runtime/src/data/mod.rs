@@ -172,7 +172,7 @@ impl Loader {
                 }
                 Source::Tokens(windows) => {
                     let starts: Vec<u64> = (0..self.rows).map(|r| windows.start(self.order, position + r)).collect();
-                    windows.write(i, port, &starts, batch.input_mut(i));
+                    windows.write(i, port, &starts, batch.input_mut(i))?;
                     check_range(port, batch.input(i)).map_err(|odd| windows.fault(i, port, &starts, odd))?;
                 }
             }

@@ -95,8 +95,8 @@ impl Windows {
         for (p, fill) in plan.inputs.iter().zip(&self.fills) {
             let constant = match fill {
                 Fill::Tokens | Fill::Next => {
-                    let at = p.bound.and_then(|bound| self.tokens.beyond(bound)).filter(|&at| !p.allows(self.tokens.get(at)));
-                    at.map_or(Ok(()), |at| Err(self.beyond(p, at, self.tokens.get(at))))?;
+                    let odd = p.bound.map_or(Ok(None), |bound| self.tokens.beyond(bound))?;
+                    odd.filter(|(_, value)| !p.allows(*value)).map_or(Ok(()), |(at, value)| Err(self.beyond(p, at, value)))?;
                     continue;
                 }
                 Fill::Positions => p.shape.last().map_or(0, |&n| n as i64 - 1),
@@ -136,17 +136,23 @@ impl Windows {
     }
 
     /// Writes one input of a step whose samples begin at these tokens.
-    pub fn write(&self, input: usize, port: &Port, starts: &[u64], out: &mut [u8]) {
-        let size = port.dtype.size() as usize;
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn write(&self, input: usize, port: &Port, starts: &[u64], out: &mut [u8]) -> Result<(), Error> {
         let last = port.shape.last().copied().unwrap_or(1).max(1);
-        for (i, out) in out.chunks_exact_mut(size).enumerate() {
-            let value = match self.fills[input] {
-                Fill::Tokens | Fill::Next => self.tokens.get(self.token(input, starts, i as u64)),
-                Fill::Positions => (i as u64 % last) as i64,
-                Fill::Constant(c) => c,
-            };
-            store(value, port.dtype, out);
+        let mut out = out.chunks_exact_mut(port.dtype.size() as usize);
+        match self.fills[input] {
+            Fill::Tokens | Fill::Next => {
+                for row in 0..starts.len() as u64 {
+                    let first = self.token(input, starts, row * self.length);
+                    self.tokens.read(first..first + self.length)?.zip(&mut out).for_each(|(value, out)| store(value, port.dtype, out));
+                }
+            }
+            Fill::Positions => out.enumerate().for_each(|(i, out)| store((i as u64 % last) as i64, port.dtype, out)),
+            Fill::Constant(c) => out.for_each(|out| store(c, port.dtype, out)),
         }
+        Ok(())
     }
 
     /// The token that an element of an input is.

@@ -321,6 +321,22 @@ fn a_checkpoint_that_cannot_be_written_does_not_end_the_training() {
 }
 
 #[test]
+fn data_that_are_cut_short_in_mid_run_end_the_training_and_what_was_learned_is_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("x.npy");
+    let mut notes = vec![];
+    let ended = watched(folder.path(), &regression(1), &options(folder.path(), 100), &AtomicBool::new(false), &mut |event| match event {
+        Event::Step(m) if m.step == 7 => std::fs::OpenOptions::new().write(true).open(&data).unwrap().set_len(100).unwrap(),
+        Event::Step(_) => {}
+        Event::Note(note) => notes.push(note.to_string()),
+    });
+    let said = ended.err().unwrap().to_string();
+    assert!(said.ends_with("x.npy: the file was cut short while it was read"), "{said}");
+    assert!(notes.last().unwrap().starts_with("step 7 was saved before the end: "), "{notes:?}");
+    assert_eq!(names(folder.path()), ["step-000005", "step-000007"]);
+}
+
+#[test]
 fn an_earlier_result_is_set_aside_when_it_is_not_to_be_in_the_way() {
     let folder = tempfile::tempdir().unwrap();
     let plan = regression(1);
