@@ -12,11 +12,11 @@ pub const TARGET: Target = Target { name: "safetensors", run: safetensors, seeds
 /// Reads the tensors of a file, feeds them to a plan, and gives one to a model as a weight.
 pub fn safetensors(data: &[u8]) {
     let at = file("in.safetensors", data);
-    if let Ok(tensors) = TensorFile::open(&at) {
-        if let Ok(all) = tensors.read_all() {
-            assert_eq!(all.len(), tensors.names().len());
-            session(|s| drop(s.run(&all, false)));
-        }
+    if let Ok(tensors) = TensorFile::open(&at)
+        && let Ok(all) = tensors.read_all()
+    {
+        assert_eq!(all.len(), tensors.names().len());
+        session(|s| drop(s.run(&all, false)));
     }
     drop(json::parse(WITH_WEIGHTS.as_bytes(), &mut ExternalFiles::new(&path())).map(super::json::import));
 }
