@@ -164,7 +164,11 @@ fn a_plan_depends_on_neither_the_machines_cores_nor_its_load() {
     assert!(plain == compile("", "1", Some("0"), "cpu"), "another plan on one core");
     let loaded = std::thread::scope(|s| {
         for _ in 0..6 {
-            s.spawn(|| while busy.load(std::sync::atomic::Ordering::Relaxed) {});
+            s.spawn(|| {
+                while busy.load(std::sync::atomic::Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            });
         }
         let plan = compile("", "5", None, "cpu");
         busy.store(false, std::sync::atomic::Ordering::Relaxed);
