@@ -96,5 +96,10 @@ fn the_joint_graph_s_sections_hold_what_is_differentiated_from_them() {
     };
     let joint = crate::differentiate::differentiate(forward, &train).unwrap();
     joint.verify().unwrap();
-    insta::assert_snapshot!(sections(&joint).unwrap().print(&joint), @"");
+    insta::assert_snapshot!(sections(&joint).unwrap().print(&joint), @r"
+    section 0 kind 0 block 0: 3 fprop, 1 dgrad, 2 wgrad, 2 update (t .. t)
+    section 1 kind 1 block 1: 2 fprop, 2 dgrad, 1 wgrad, 2 update (one .. one)
+    section 2 kind 1 block 2: 2 fprop, 2 dgrad, 1 wgrad, 2 update (two .. two)
+    section 3 kind 2 block 3: 2 fprop, 3 dgrad, 0 wgrad, 3 update (sum .. sum)
+    ");
 }
