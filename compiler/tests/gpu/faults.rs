@@ -29,7 +29,7 @@ const PLANTED: [(&str, &str, Shows); 25] = [
     ("the loss is read early", "ignore cuEventSynchronize 1", Shows::Fault),
     ("the norm is read early", "ignore cuEventSynchronize 2", Shows::Fault),
     ("the arena is too small", "halve cuMemAlloc_v2", Shows::Fault),
-    ("a copy to the GPU is cut", "halve cuMemcpyHtoDAsync_v2 1", Shows::Loss),
+    ("a copy to the GPU is cut", "halve cuMemcpyHtoDAsync_v2 18", Shows::Loss),
     ("optimizer state is not cleared", "ignore cuMemsetD8Async", Shows::Fault),
     ("the copy of the loss is cut", "halve cuMemcpyDtoHAsync_v2 1", Shows::Loss),
     ("a kernel is left out", "ignore cuLaunchKernel 1", Shows::Fault),
