@@ -4,7 +4,7 @@
 //! its guards hold.
 
 use super::conflicts::{Touch, conflicts};
-use super::overlap::{Image, Prover};
+use super::overlap::{Bounds, Image, Prover};
 use super::{Family, MAX_DIMS, MAX_LEVELS, MAX_STATEMENTS};
 use crate::program::{Access, GROUP, Mode, Rank, RowProgram, Stmt, VarType, groups};
 use crate::{DType, KernelError};
@@ -136,7 +136,7 @@ fn by_row(p: &RowProgram, access: &Access, mut image: Image) -> Image {
 
 /// The elements that an access touches and the range that they and what an index adds lie in, shown to be in the argument; `None` if
 /// it touches none.
-fn bounded(p: &RowProgram, arg: u32, access: &Access, reach: (i128, i128)) -> Result<Option<(Image, (i128, i128))>, String> {
+fn bounded(p: &RowProgram, arg: u32, access: &Access, reach: (i128, i128)) -> Result<Option<(Image, Bounds)>, String> {
     if access.strides.len() != p.space.len() {
         return Err(format!("{} strides for {} dimensions", access.strides.len(), p.space.len()));
     }

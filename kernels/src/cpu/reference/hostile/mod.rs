@@ -109,8 +109,8 @@ fn compare(kernel: &Kernel, inputs: &[Data], out: &[Data]) -> Result<(), String>
     match kernel {
         Kernel::Row(p) => {
             let expected = row::reference(p, inputs);
-            let each = out.iter().zip(&expected).enumerate();
-            each.map(|(i, (x, y))| same(x, y).map_err(|e| format!("argument {i}: {e}"))).collect()
+            let mut each = out.iter().zip(&expected).enumerate();
+            each.try_for_each(|(i, (x, y))| same(x, y).map_err(|e| format!("argument {i}: {e}")))
         }
         Kernel::Contract(k) => exactly(last, contract::reference(k, inputs)),
         // Scales spread the products over more bits than a long sum has.
@@ -119,8 +119,8 @@ fn compare(kernel: &Kernel, inputs: &[Data], out: &[Data]) -> Result<(), String>
         Kernel::Quantize(k) => {
             let source: Vec<f32> = inputs[0].values().iter().map(|x| *x as f32).collect();
             let expected = quantize::expected(k, &source);
-            let each = out[1..].iter().zip(&expected).enumerate();
-            each.map(|(i, (x, y))| if x == y { Ok(()) } else { Err(format!("output {i} differs")) }).collect()
+            let mut each = out[1..].iter().zip(&expected).enumerate();
+            each.try_for_each(|(i, (x, y))| if x == y { Ok(()) } else { Err(format!("output {i} differs")) })
         }
         Kernel::Attention(k) => {
             let (o, lse) = attention::forward(k, &values(&inputs[..last - 1]), inputs[last - 1].values());
@@ -132,8 +132,8 @@ fn compare(kernel: &Kernel, inputs: &[Data], out: &[Data]) -> Result<(), String>
             let known = [&given[first][..], &given[first + 1], &given[first + 2]];
             let grads = [3, 4, 5].map(|i| given[first + i].clone());
             let expected = attention::backward(k, &given[..first], known, grads);
-            let each = expected.iter().zip(["dq", "dk", "dv"]).enumerate();
-            each.map(|(i, (y, name))| near(&out[first + 3 + i], y, name)).collect()
+            let mut each = expected.iter().zip(["dq", "dk", "dv"]).enumerate();
+            each.try_for_each(|(i, (y, name))| near(&out[first + 3 + i], y, name))
         }
         Kernel::Conv(k) => exactly(last, window::conv_reference(k, inputs)),
         Kernel::Pool(k) => near(&out[last], &window::pool_reference(k, &inputs[0].values(), &inputs[1].values()), "the result"),
