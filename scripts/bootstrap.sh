@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what a fresh Debian 12 with a Rust toolchain lacks: a C++ compiler, cmake and libclang (for HiGHS), LLVM 22, ptxas.
+# Installs what a fresh Debian 12 with a Rust toolchain lacks: a C++ compiler, cmake and libclang (for HiGHS), LLVM 22, ptxas, nvdisasm.
 # Run by `make`; does nothing where all is there. Prints the path of ptxas last.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -28,13 +28,21 @@ for c in rustfmt clippy; do
     cargo "${c/rustfmt/fmt}" --version >/dev/null 2>&1 || rustup component add "$c" >&2
 done
 
-# ptxas checks the emitted PTX; it needs no GPU.
-if ! ptxas=$(command -v ptxas); then
+# ptxas and nvdisasm check the emitted PTX; they need no GPU. Older ones miscompile wgmma for sm_90a.
+NVCC=13.5.37
+current() { # has nvdisasm beside it and is of 13.1 or later
+    [ -x "$(dirname "$1")/nvdisasm" ] || return 1
+    local release
+    release=$("$1" --version | sed -n 's/.*release \([0-9]*\.[0-9]*\).*/\1/p')
+    [ "$(printf '%s\n13.1\n' "$release" | sort -V | head -n 1)" = 13.1 ]
+}
+ptxas=$(command -v ptxas || true)
+if [ -z "$ptxas" ] || ! current "$ptxas"; then
     ptxas=$(find .venv -path '*cu13/bin/ptxas' 2>/dev/null | head -n 1 || true)
-    if [ -z "$ptxas" ]; then
-        say "installing ptxas into .venv"
+    if [ -z "$ptxas" ] || ! current "$ptxas"; then
+        say "installing ptxas and nvdisasm into .venv"
         python3 -m venv .venv
-        .venv/bin/pip install --quiet --disable-pip-version-check nvidia-cuda-nvcc==13.0.88 >&2
+        .venv/bin/pip install --quiet --disable-pip-version-check nvidia-cuda-nvcc==$NVCC nvidia-cuda-nvdisasm==$NVCC >&2
         ptxas=$(find .venv -path '*cu13/bin/ptxas' | head -n 1)
     fi
 fi

@@ -5,7 +5,7 @@ fp8c=$(realpath "$1")
 steps=${2:-200}
 cd "$(dirname "$0")/.."
 mkdir -p demo
-rm -f demo/gpt2.plan demo/gpt2.jsonl
+rm -rf demo/gpt2.plan demo/gpt2.jsonl demo/gpt2.checkpoints
 
 echo "== compile: testdata/models/demo/model.onnx, fp8, 18 MiB =="
 "$fp8c" compile testdata/models/demo/model.onnx --mem 18M --precision fp8 -o demo/gpt2.plan

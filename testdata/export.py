@@ -9,6 +9,9 @@ A case is a folder models/NAME:
     reference.json      hyper-parameters and PyTorch's float32 loss before each AdamW update
     grads.safetensors   gradients at step 0, by PyTorch's parameter name
 models/demo/model.onnx is the GPT-2 of `make demo`, without a reference.
+
+labels/NAME.onnx is one GPT-2 whose loss takes its labels in different ways, and labels/reference.json PyTorch's losses on consecutive
+windows of text.txt, with the tokens as labels (same) or the next tokens (next).
 """
 import json
 import pathlib
@@ -38,6 +41,33 @@ class TokenLoss(torch.nn.Module):
         extra = {} if attention_mask is None else {"attention_mask": attention_mask}
         logits = self.model(input_ids=input_ids, **extra).logits
         return F.cross_entropy(logits.view(-1, logits.shape[-1]), labels.view(-1), ignore_index=-100)
+
+
+class OwnLoss(torch.nn.Module):
+    """The loss that the model itself computes from `labels`, which it shifts by one position."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids, labels):
+        return self.model(input_ids=input_ids, labels=labels).loss
+
+
+class SlicedLoss(OwnLoss):
+    """The same, as older models write it."""
+
+    def forward(self, input_ids, labels):
+        logits = self.model(input_ids=input_ids).logits[..., :-1, :].contiguous()
+        return F.cross_entropy(logits.view(-1, logits.shape[-1]), labels[..., 1:].contiguous().view(-1))
+
+
+class HiddenLoss(OwnLoss):
+    """The same, with the last position left out before the head, and the classes on the second axis."""
+
+    def forward(self, input_ids, labels):
+        hidden = self.model.transformer(input_ids=input_ids).last_hidden_state[:, :-1]
+        return F.cross_entropy(self.model.lm_head(hidden).transpose(1, 2), labels[:, 1:])
 
 
 class ImageLoss(torch.nn.Module):
@@ -110,6 +140,32 @@ def case(name, module, data, opset=18):
     print(f"{name:10s} loss {losses[0]:.4f} -> {losses[-1]:.4f}")
 
 
+def labels():
+    folder, batch, seq, steps = HERE / "labels", 2, 16, 12
+    config = T.GPT2Config(vocab_size=256, n_positions=seq, n_embd=16, n_layer=1, n_head=2, attn_pdrop=0, embd_pdrop=0, resid_pdrop=0,
+                          bos_token_id=0, eos_token_id=0, use_cache=False)
+    raw = np.frombuffer((HERE / "text.txt").read_bytes(), dtype=np.uint8).astype(np.int64)
+    windows = np.stack([raw[i * seq : i * seq + seq + 1] for i in range(batch * steps)])
+    record = dict(torch=torch.__version__, transformers=T.__version__, **ADAMW)
+    for name, kind, wants in [("inside", OwnLoss, "same"), ("sliced", SlicedLoss, "same"), ("hidden", HiddenLoss, "same"),
+                              ("outside", TokenLoss, "next")]:
+        torch.manual_seed(7)
+        module = kind(T.GPT2LMHeadModel(config).train())
+        ids, following = np.ascontiguousarray(windows[:, :-1]), np.ascontiguousarray(windows[:, 1:])
+        data = {"input_ids": ids, "labels": following if wants == "next" else ids}
+        export(module, data, folder, 18, batch)
+        (folder / "model.onnx").rename(folder / f"{name}.onnx")
+        optimizer, losses = torch.optim.AdamW(module.parameters(), **ADAMW), []
+        for i in range(steps):
+            optimizer.zero_grad()
+            loss = module(**{k: torch.from_numpy(v[i * batch : (i + 1) * batch]) for k, v in data.items()})
+            loss.backward()
+            optimizer.step()
+            losses.append(float(loss.detach()))
+        record[name] = dict(labels=wants, losses=losses)
+    (folder / "reference.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
 def gpt2(width=64, layers=2, heads=2, positions=SEQ):
     config = T.GPT2Config(vocab_size=256, n_positions=positions, n_embd=width, n_layer=layers, n_head=heads, attn_pdrop=0, embd_pdrop=0,
                           resid_pdrop=0, bos_token_id=0, eos_token_id=0, use_cache=False)
@@ -149,3 +205,4 @@ if __name__ == "__main__":
         case(name, model(), data(), opset)
     torch.manual_seed(99)
     export(gpt2(width=128, layers=4, heads=4, positions=128), text(8, 128), HERE / "models" / "demo", 18, 8)
+    labels()

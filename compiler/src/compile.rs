@@ -2,18 +2,19 @@
 
 use crate::compose::compose;
 use crate::cost::DeviceProfile;
-use crate::decide::ladder::Ladder;
+use crate::decide::chain::Costed;
+use crate::decide::formats;
+use crate::decide::planner::Planner;
 use crate::decide::policy::Policy;
-use crate::decide::search::Costed;
-use crate::decide::{formats, ladder};
 use crate::differentiate::{Optimizer, TrainOptions, differentiate, untrained};
 use crate::graph::Graph;
 use crate::import::{ImportOptions, Imported, import};
-use crate::plan::assemble::{Header, assemble};
+use crate::plan::assemble::{Header, assemble, persistent_bytes};
 use crate::plan::schedule::Facts;
 use crate::precision::{Precision, storage};
-use crate::quantity::Bytes;
+use crate::quantity::{Bytes, Seconds};
 use crate::recognise::recognise;
+use crate::sections::sections;
 use crate::units::Program;
 use crate::{Error, check, codegen, lower, report};
 use fp8c_kernels::DType;
@@ -21,6 +22,9 @@ use fp8c_kernels::program::ScratchFor;
 use fp8c_runtime::plan::{Fingerprint, Plan, Purpose};
 use std::collections::BTreeMap;
 use std::path::Path;
+
+/// CPU threads that scratch memory is planned for where nobody says how many: the same plan on every machine.
+pub const THREADS: usize = 8;
 
 /// What a model is compiled for.
 #[derive(Clone, Debug)]
@@ -47,10 +51,11 @@ pub struct CompileOptions {
 pub struct Compiled {
     pub notes: Vec<String>,
     pub plan: Plan,
+    /// The unit of `program` that each step of the plan runs.
+    pub units: Vec<u32>,
     pub ptx: BTreeMap<(String, String), String>,
     pub joint: Graph,
     pub program: Program,
-    pub ladder: Ladder,
 }
 
 /// The graphs before and after differentiation, with what import had to say.
@@ -60,12 +65,50 @@ pub struct Stages {
     pub joint: Graph,
 }
 
+/// A joint graph as a program, with what its launches cost on the target.
+pub struct Lowered {
+    pub joint: Graph,
+    pub program: Program,
+    pub facts: Facts,
+    /// Predicted time of each unit, those of [`Program::again`] behind the others.
+    pub seconds: Vec<Seconds>,
+}
+
+impl Lowered {
+    /// Lowers a joint graph.
+    ///
+    /// # Errors
+    /// Those of [`lower::lower`]; [`Error::Usage`] for a target that is none.
+    pub fn new(joint: Graph, options: &CompileOptions) -> Result<Self, Error> {
+        let program = lower::lower(&joint, lower::Options::default())?;
+        let facts = Facts::new(&program, scratch_for(options));
+        let profile = DeviceProfile::of(&options.target).ok_or_else(|| Error::Usage(format!("'{}' is no target", options.target)))?;
+        let seconds = profile.all(&program);
+        Ok(Lowered { joint, program, facts, seconds })
+    }
+
+    pub fn costed(&self) -> Costed<'_> {
+        Costed { program: &self.program, facts: &self.facts, unit_seconds: &self.seconds }
+    }
+
+    /// What plans of the program are made of.
+    ///
+    /// # Errors
+    /// As [`sections`].
+    pub fn planner(&self) -> Result<Planner<'_>, Error> {
+        Ok(Planner::new(self.costed(), &sections(&self.joint)?))
+    }
+}
+
 /// Imports, recognises and (for training) differentiates a model, and gives its products their formats.
 ///
 /// # Errors
 /// Those of the passes; [`Error::Verify`] when a pass left a graph that is not one.
 pub fn stages(model: &Path, options: &CompileOptions) -> Result<Stages, Error> {
-    let imported = import(model, &options.import)?;
+    stages_of(import(model, &options.import)?, options)
+}
+
+fn stages_of(imported: Imported, options: &CompileOptions) -> Result<Stages, Error> {
     verified("import", &imported.graph)?;
     let recognised = recognise(imported.graph.clone())?;
     verified("recognise", &recognised)?;
@@ -82,7 +125,7 @@ pub fn stages(model: &Path, options: &CompileOptions) -> Result<Stages, Error> {
     };
     verified("differentiate", &joint)?;
     let joint = match options.precision {
-        Precision::Fp8 => formats::formats(joint, &options.policy, options.power_of_two_scales)?,
+        Precision::Fp8 => formats::formats(&joint, &options.policy, options.power_of_two_scales)?,
         _ => joint,
     };
     verified("formats", &joint)?;
@@ -94,27 +137,45 @@ pub fn stages(model: &Path, options: &CompileOptions) -> Result<Stages, Error> {
 /// # Errors
 /// Those of the passes; [`Error::Infeasible`] when no plan fits the budget; [`Error::Verify`] when the replay disagrees with the planner.
 pub fn compile(model: &Path, options: &CompileOptions) -> Result<Compiled, Error> {
-    let Stages { imported, joint, .. } = stages(model, options)?;
-    let program = lower::lower(&joint, lower::Options::default())?;
-    let facts = Facts::new(&program, ScratchFor::Cpu { threads: options.threads });
-    let profile = DeviceProfile::of(&options.target).ok_or_else(|| Error::Usage(format!("'{}' is no target", options.target)))?;
-    let seconds = profile.all(&program);
-    let costed = Costed { program: &program, facts: &facts, unit_seconds: &seconds };
-    let ladder = ladder::ladder(&costed);
+    compile_imported(import(model, &options.import)?, model, options)
+}
+
+/// Compiles what was imported from a model file.
+///
+/// # Errors
+/// As [`compile`].
+pub fn compile_imported(imported: Imported, model: &Path, options: &CompileOptions) -> Result<Compiled, Error> {
+    let Stages { imported, joint, .. } = stages_of(imported, options)?;
+    let lowered = Lowered::new(joint, options)?;
+    let planner = lowered.planner()?;
     let budget = options.budget.unwrap_or(Bytes::MAX);
-    let rung = ladder.choose(&costed, budget)?;
+    let rung = planner.choose(budget)?;
+    let Lowered { joint, program, seconds, .. } = &lowered;
     let header = header(model, options, &imported, budget);
-    let mut plan = assemble(&joint, &program, &rung.schedule, &rung.packing, &seconds, header);
+    let mut plan = assemble(joint, program, &rung.schedule, &rung.packing, seconds, header);
     let units: Vec<u32> = rung.schedule.events.iter().map(|e| e.unit).collect();
-    let replayed = check::replay(&program, &plan, &units)?;
-    if replayed.peak != Bytes(plan.arena_bytes) {
-        return Err(Error::Verify { pass: "plan", reason: format!("replayed peak {} is not {}", replayed.peak.0, plan.arena_bytes) });
-    }
+    check::replay(joint, program, &plan, &units)?;
     let mut notes = imported.notes;
-    notes.extend(untrained(&joint).into_iter().map(|name| format!("{name} gets no gradient and is left as it is")));
-    plan.report = report::report(&joint, &costed, &ladder, &rung, budget, &notes);
+    notes.extend(untrained(joint).into_iter().map(|name| format!("{name} gets no gradient and is left as it is")));
+    plan.report = report::report(joint, &lowered.costed(), &planner, &rung, budget, &notes)?;
     let ptx = codegen::ptx(&mut plan, &options.archs)?;
-    Ok(Compiled { notes, plan, ptx, joint, program, ladder })
+    drop(planner);
+    let Lowered { joint, program, .. } = lowered;
+    Ok(Compiled { notes, plan, units, ptx, joint, program })
+}
+
+/// Whose scratch memory the arena has: a GPU's kernels need none.
+fn scratch_for(options: &CompileOptions) -> ScratchFor {
+    if options.target == "cpu" { ScratchFor::Cpu { threads: options.threads } } else { ScratchFor::Gpu }
+}
+
+/// The forms of a model's sections and what is chosen of them, for the reader.
+///
+/// # Errors
+/// Those of the passes.
+pub fn forms(model: &Path, options: &CompileOptions) -> Result<String, Error> {
+    let lowered = Lowered::new(stages(model, options)?.joint, options)?;
+    lowered.planner()?.print(options.budget.unwrap_or(Bytes::MAX) - persistent_bytes(&lowered.program))
 }
 
 fn verified(pass: &'static str, graph: &Graph) -> Result<(), Error> {
@@ -134,6 +195,7 @@ fn header(model: &Path, options: &CompileOptions, imported: &Imported, budget: B
         precision: options.precision.name().into(),
         budget,
         accumulation: options.accumulation,
+        inputs: imported.inputs.clone(),
         optimizer: (!options.import.infer).then(|| options.optimizer.name().to_string()),
     }
 }

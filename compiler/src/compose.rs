@@ -29,16 +29,17 @@ pub fn compose(graph: &Graph) -> Result<Graph, Error> {
     let mut pass = Compose { rewrite: Rewrite::new(graph), lone: HashSet::new() };
     for n in (0..graph.nodes.len() as u32).map(NodeId) {
         let node = graph.node(n);
-        let before = pass.rewrite.to.values.len();
+        pass.rewrite.begin(n);
+        let before = pass.rewrite.graph().values.len();
         match &node.op {
             Op::Map(expr, dtype) => {
                 let inputs = node.inputs.iter().map(|&v| pass.rewrite.get(v)).collect::<Result<Vec<_>, _>>()?;
-                let result = pass.map(node, expr, inputs, *dtype, &graph.ty(node.results[0]).shape)?;
+                let result = pass.map(expr, inputs, *dtype, &graph.ty(node.results[0]).shape)?;
                 pass.rewrite.set(node.results[0], result);
             }
             Op::Reshape(shape) => {
                 let source = pass.rewrite.get(node.inputs[0])?;
-                let result = pass.reshape(node, source, shape)?;
+                let result = pass.reshape(source, shape)?;
                 pass.rewrite.set(node.results[0], result);
             }
             _ => pass.rewrite.copy(n)?,
@@ -64,10 +65,10 @@ struct Compose<'a> {
 
 impl Compose<'_> {
     /// An expression with what it alone reads written into it.
-    fn map(&mut self, node: &Node, expr: &Expr, inputs: Vec<ValueId>, dtype: DType, shape: &[u64]) -> Result<ValueId, Error> {
-        let (mut expr, mut inputs) = normal(&self.rewrite.to, expr.clone(), inputs, None, shape);
+    fn map(&mut self, expr: &Expr, inputs: Vec<ValueId>, dtype: DType, shape: &[u64]) -> Result<ValueId, Error> {
+        let (mut expr, mut inputs) = normal(self.rewrite.graph(), expr.clone(), inputs, None, shape);
         loop {
-            let to = &self.rewrite.to;
+            let to = self.rewrite.graph();
             let whole = inputs.iter().copied().find(|&v| {
                 let fits = self.lone.contains(&v) && to.ty(v).shape == shape && matches!(to.def(v).op, Op::Map(..));
                 fits && full_size(to, &joined(to, &inputs, v), shape) <= full_size(to, &inputs, shape)
@@ -79,36 +80,36 @@ impl Compose<'_> {
             }
             (expr, inputs) = (next, values);
         }
-        let same = |v: ValueId| self.rewrite.to.ty(v).dtype == dtype && self.rewrite.to.ty(v).shape == shape;
+        let same = |v: ValueId| self.rewrite.graph().ty(v).dtype == dtype && self.rewrite.graph().ty(v).shape == shape;
         if expr == Expr::identity() && same(inputs[0]) {
             return Ok(inputs[0]);
         }
-        Ok(self.rewrite.to.add(Op::Map(expr, dtype), &inputs, node.epoch, &node.site)?[0])
+        Ok(self.rewrite.add(Op::Map(expr, dtype), &inputs)?[0])
     }
 
     /// A reshape, in front of the expression that it follows if that has no other reader.
-    fn reshape(&mut self, node: &Node, source: ValueId, shape: &[u64]) -> Result<ValueId, Error> {
-        let to = &self.rewrite.to;
+    fn reshape(&mut self, source: ValueId, shape: &[u64]) -> Result<ValueId, Error> {
+        let to = self.rewrite.graph();
         if to.ty(source).shape == shape {
             return Ok(source);
         }
         let def = to.def(source).clone();
         match &def.op {
-            Op::Reshape(_) => return self.reshape(node, def.inputs[0], shape),
+            Op::Reshape(_) => return self.reshape(def.inputs[0], shape),
             Op::Map(expr, dtype) if self.lone.contains(&source) => {
                 let from = to.ty(source).shape.clone();
                 if def.inputs.iter().all(|&v| carries(&to.ty(v).shape, &from, shape)) {
-                    let inputs = def.inputs.iter().map(|&v| match self.rewrite.to.ty(v).shape == from {
-                        true => self.reshape(node, v, shape),
+                    let inputs = def.inputs.iter().map(|&v| match self.rewrite.graph().ty(v).shape == from {
+                        true => self.reshape(v, shape),
                         false => Ok(v),
                     });
                     let inputs = inputs.collect::<Result<Vec<_>, _>>()?;
-                    return Ok(self.rewrite.to.add(Op::Map(expr.clone(), *dtype), &inputs, def.epoch, &def.site)?[0]);
+                    return Ok(self.rewrite.add_beside(source, Op::Map(expr.clone(), *dtype), &inputs)?[0]);
                 }
             }
             _ => {}
         }
-        Ok(self.rewrite.to.add(Op::Reshape(shape.to_vec()), &[source], node.epoch, &node.site)?[0])
+        Ok(self.rewrite.add(Op::Reshape(shape.to_vec()), &[source])?[0])
     }
 }
 

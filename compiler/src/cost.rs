@@ -49,8 +49,8 @@ impl DeviceProfile {
         self.launch + unit.flops.at(rate).max(unit.traffic.at(self.bandwidth))
     }
 
-    /// Predicted time of each unit of a program.
+    /// Predicted time of each unit of a program, those of [`Program::again`] behind the others.
     pub fn all(&self, program: &Program) -> Vec<Seconds> {
-        program.units.iter().map(|u| self.seconds(u)).collect()
+        program.units.iter().chain(&program.again).map(|u| self.seconds(u)).collect()
     }
 }

@@ -3,6 +3,7 @@
 use crate::Error;
 use crate::compile::Compiled;
 use crate::graph::{ConstData, Graph, Init, Op};
+use fp8c_runtime::files::Input;
 use fp8c_runtime::plan::{self, Contents, PlanFile, Role, StoredTensor};
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
@@ -11,7 +12,7 @@ use std::path::{Path, PathBuf};
 /// Writes the plan file, aside and renamed: weights and constants that the model held in memory inside it, others by reference.
 ///
 /// # Errors
-/// [`Error::Io`] for a weight file that cannot be read, [`Error::Runtime`] for a plan that cannot be written.
+/// [`Error::Io`] for a folder that is not there, [`Error::Runtime`] for a weight file that cannot be read or a plan that cannot be written.
 pub fn write(compiled: &mut Compiled, path: &Path) -> Result<(), Error> {
     refer_to_files(&mut compiled.plan, path)?;
     let constants = constants(&compiled.joint, compiled);
@@ -54,11 +55,11 @@ fn refer_to_files(plan: &mut plan::Plan, plan_path: &Path) -> Result<(), Error> 
         let plan::Init::File { path, file_bytes, sha256, .. } = &mut p.init else { continue };
         let file = PathBuf::from(&*path).canonicalize().map_err(|e| io(Path::new(&*path), e))?;
         if !known.contains_key(&file) {
-            let mapped = std::fs::File::open(&file).map_err(|e| io(&file, e))?;
-            // SAFETY: read once, at compile time; a file changed under us gives another hash, and the runtime then refuses it.
-            let map = unsafe { memmap2::Mmap::map(&mapped) }.map_err(|e| io(&file, e))?;
-            let hash: String = Sha256::digest(&map[..]).iter().map(|b| format!("{b:02x}")).collect();
-            known.insert(file.clone(), (map.len() as u64, hash));
+            let input = Input::open(&file)?;
+            let mut digest = Sha256::new();
+            input.pass(0..input.bytes(), &mut |bytes| digest.update(bytes), &[], &mut |_, _| Ok(()))?;
+            let hash: String = digest.finalize().iter().map(|b| format!("{b:02x}")).collect();
+            known.insert(file.clone(), (input.bytes(), hash));
         }
         (*file_bytes, *sha256) = known[&file].clone();
         *path = relative(&file, &folder).to_string_lossy().into_owned();

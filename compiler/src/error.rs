@@ -24,6 +24,9 @@ pub enum Error {
     /// The budget cannot be met.
     #[error("no plan fits {} bytes; the smallest budget that does is {} bytes, bound by {event}", .budget.0, .least.0)]
     Infeasible { budget: Bytes, least: Bytes, event: String, live: Vec<(String, Bytes)> },
+    /// The solver of linear programs gave no answer: our fault, or that of a library.
+    #[error("the planner's linear program was not solved: {0}")]
+    Solver(String),
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: std::io::Error },
     #[error(transparent)]

@@ -18,6 +18,7 @@ pub mod precision;
 pub mod quantity;
 pub mod recognise;
 pub mod report;
+pub mod sections;
 pub mod text;
 pub mod units;
 

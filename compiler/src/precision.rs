@@ -104,6 +104,7 @@ fn is_view(op: &Op) -> bool {
 impl Storage<'_> {
     fn node(&mut self, n: NodeId) -> Result<(), Error> {
         let node = self.from.node(n);
+        self.rewrite.begin(n);
         let inputs = node.inputs.iter().map(|&v| self.rewrite.get(v)).collect::<Result<Vec<_>, _>>()?;
         if node.op.is_source() || node.results.iter().all(|v| self.side[v.index()]) {
             return self.rewrite.copy(n);
@@ -111,14 +112,14 @@ impl Storage<'_> {
         let (op, inputs) = self.stored(n, inputs)?;
         if let Op::Map(expr, dtype) = &op
             && *expr == Expr::identity()
-            && self.rewrite.to.ty(inputs[0]).dtype == *dtype
+            && self.rewrite.graph().ty(inputs[0]).dtype == *dtype
         {
             // A conversion to what is stored anyway.
             self.statistic[node.results[0].index()] = self.of_statistics(node);
             self.rewrite.set(node.results[0], inputs[0]);
             return Ok(());
         }
-        let results = self.rewrite.to.add(op, &inputs, node.epoch, &node.site)?;
+        let results = self.rewrite.add(op, &inputs)?;
         let statistics = match &node.op {
             Op::Reduce { .. } | Op::CrossEntropy(_) => 0,
             Op::Map(..) if self.of_statistics(node) => 0,
@@ -150,7 +151,7 @@ impl Storage<'_> {
             Op::Softmax { .. } | Op::Rotary { .. } => (node.op.clone(), 1),
             Op::Attention(_) => (node.op.clone(), 3),
             Op::CrossEntropy(c) => (Op::CrossEntropy(CrossEntropyOp { dtype: DType::Bf16, ..c.clone() }), 1),
-            Op::Concat { .. } if inputs.iter().any(|&v| self.rewrite.to.ty(v).dtype == DType::Bf16) => (node.op.clone(), inputs.len()),
+            Op::Concat { .. } if inputs.iter().any(|&v| self.rewrite.graph().ty(v).dtype == DType::Bf16) => (node.op.clone(), inputs.len()),
             op => (op.clone(), 0),
         };
         for v in inputs.iter_mut().take(narrow) {
@@ -168,7 +169,7 @@ impl Storage<'_> {
 
     /// The value in bf16; of a view, the view of its source in bf16, so that each source is converted once.
     fn narrow(&mut self, v: ValueId) -> Result<ValueId, Error> {
-        let to = &self.rewrite.to;
+        let to = self.rewrite.graph();
         if to.ty(v).dtype != DType::F32 {
             return Ok(v);
         }
@@ -181,11 +182,11 @@ impl Storage<'_> {
                 let ty = TensorType::new(DType::Bf16, data.ty.shape.clone());
                 let rounded = eval::eval_node(&Op::Map(Expr::identity(), DType::Bf16), &[data], std::slice::from_ref(&ty));
                 let data = rounded.map_err(|e| Error::graph(&node.site, e))?.remove(0);
-                self.rewrite.to.add_source(Op::Constant(Arc::new(data)), ty, &node.site)
+                self.rewrite.add_source(Op::Constant(Arc::new(data)), ty)
             }
             op if is_view(op) => {
                 let source = self.narrow(node.inputs[0])?;
-                self.rewrite.to.add(op.clone(), &[source], node.epoch, &node.site)?[0]
+                self.rewrite.add_beside(v, op.clone(), &[source])?[0]
             }
             _ => self.cast(v, DType::Bf16)?,
         };
@@ -195,12 +196,11 @@ impl Storage<'_> {
 
     /// The value in f32.
     fn wide(&mut self, v: ValueId) -> Result<ValueId, Error> {
-        if self.rewrite.to.ty(v).dtype == DType::Bf16 { self.cast(v, DType::F32) } else { Ok(v) }
+        if self.rewrite.graph().ty(v).dtype == DType::Bf16 { self.cast(v, DType::F32) } else { Ok(v) }
     }
 
     fn cast(&mut self, v: ValueId, dtype: DType) -> Result<ValueId, Error> {
-        let site = self.rewrite.to.def(v).site.clone();
-        Ok(self.rewrite.to.add(Op::Map(Expr::identity(), dtype), &[v], Epoch::Forward, &site)?[0])
+        Ok(self.rewrite.add_beside(v, Op::Map(Expr::identity(), dtype), &[v])?[0])
     }
 
     fn finish(mut self) -> Result<Graph, Error> {

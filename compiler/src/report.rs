@@ -1,47 +1,53 @@
 //! What a plan says about itself.
 
-use crate::decide::ladder::{Ladder, Rung};
-use crate::decide::search::Costed;
-use crate::decide::sites::{block_of, layer_of, sites};
-use crate::graph::{Epoch, Graph, Op};
+use crate::Error;
+use crate::decide::chain::Costed;
+use crate::decide::planner::{Planner, Rung};
+use crate::decide::sites::{layer_of, sites};
+use crate::graph::{Epoch, Graph, NodeId, Op, Pass};
 use crate::plan::assemble::persistent_bytes;
 use crate::plan::schedule::Schedule;
 use crate::quantity::Bytes;
+use crate::sections::{Sections, sections};
 use crate::units::{BufferId, Program};
 use fp8c_kernels::DType;
 use fp8c_runtime::plan::{Certificate, LayerReport, MatmulReport, Predicted, Report, Role, ValueReport};
 use std::collections::BTreeMap;
 
-/// Describes the chosen rung of a ladder.
-pub fn report(graph: &Graph, costed: &Costed, ladder: &Ladder, rung: &Rung, budget: Bytes, notes: &[String]) -> Report {
+/// Describes a chosen plan.
+///
+/// # Errors
+/// As [`sites`] and [`Planner::lower_bound`].
+pub fn report(graph: &Graph, costed: &Costed, planner: &Planner, rung: &Rung, budget: Bytes, notes: &[String]) -> Result<Report, Error> {
     let program = costed.program;
     let (step, recompute) = rung.schedule.seconds(costed.unit_seconds);
-    let lower_bound_seconds = ladder.lower_bound(costed, budget).min(step).0;
+    let lower_bound_seconds = planner.lower_bound(budget)?.0;
     let (step_seconds, recompute_seconds) = (step.0, recompute.0);
-    let keeps = |b: &BufferId| rung.candidate.decisions.keep[b.0 as usize];
+    let keeps = |b: &BufferId| rung.decisions.keep[b.0 as usize];
     let bytes = |b: &BufferId| program.buffers[b.0 as usize].bytes();
-    let late = &ladder.ways.roots;
+    let late = &costed.facts.late_reads(program);
     let sum = |keep: bool| late.iter().filter(|b| keeps(b) == keep).map(bytes).sum::<Bytes>();
     let decisions = [("keep", sum(true)), ("keep_e4m3", kept_e4m3(program, rung, late)), ("offload", Bytes(0)), ("recompute", sum(false))]
         .map(|(k, v)| (k.to_string(), v.0));
-    let everything = ladder.everything_kept(costed);
-    Report {
+    let everything = planner.everything_kept();
+    let sections = sections(graph)?;
+    Ok(Report {
         baseline_peak_bytes: baseline_peak(graph, program, &everything).0,
         saved_bytes: saved(program, &rung.schedule, |b| bytes(&b)).0,
         baseline_saved_bytes: saved(program, &everything, |b| mixed_bytes(program, b)).0,
         decisions: decisions.into(),
-        by_layer: by_layer(program, ladder, rung),
-        matmuls: matmuls(graph),
+        by_layer: by_layer(graph, &sections, program, late, rung),
+        matmuls: matmuls(graph)?,
         predicted: Predicted { step_seconds, recompute_seconds, transfer_seconds: 0.0 },
         certificate: Certificate { lower_bound_seconds, step_seconds, gap: (step_seconds - lower_bound_seconds) / step_seconds.max(1e-12) },
-        least_budget_bytes: ladder.least(costed).map_or(rung.arena_bytes, |r| r.arena_bytes).0,
+        least_budget_bytes: planner.least()?.map_or(rung.arena_bytes, |r| r.arena_bytes).0,
         notes: notes.to_vec(),
-    }
+    })
 }
 
 /// Bytes kept as E4M3 codes, a part of what is kept.
 fn kept_e4m3(program: &Program, rung: &Rung, late: &[BufferId]) -> Bytes {
-    let codes = late.iter().filter(|b| rung.candidate.decisions.keep[b.0 as usize]);
+    let codes = late.iter().filter(|b| rung.decisions.keep[b.0 as usize]);
     codes.map(|b| &program.buffers[b.0 as usize]).filter(|b| b.ty.dtype == DType::E4m3).map(|b| b.bytes()).sum()
 }
 
@@ -53,7 +59,7 @@ fn mixed_bytes(program: &Program, b: BufferId) -> Bytes {
 
 /// Bytes made in the forward pass that are still there when the backward pass begins.
 fn saved(program: &Program, schedule: &Schedule, bytes: impl Fn(BufferId) -> Bytes) -> Bytes {
-    let is_late = |e: &crate::plan::schedule::Event| program.units[e.unit as usize].epoch != Epoch::Forward || e.recompute;
+    let is_late = |e: &crate::plan::schedule::Event| program.unit(e.unit).epoch != Epoch::Forward || e.recompute;
     let Some(start) = schedule.events.iter().position(is_late) else { return Bytes(0) };
     let crossing = schedule.instances.iter().filter(|i| (i.first as usize) < start && (i.last as usize) >= start);
     crossing.filter_map(|i| i.buffer).map(bytes).sum()
@@ -83,52 +89,44 @@ fn baseline_peak(graph: &Graph, program: &Program, kept: &Schedule) -> Bytes {
     }
 }
 
-/// The layer that a site belongs to: its block, or its first two names.
-fn layer(site: &str) -> &str {
-    let path = layer_of(site);
-    let two = path.match_indices('.').nth(1).map_or(path, |(end, _)| &path[..end]);
-    block_of(site).unwrap_or(two)
+/// What of the values read late is kept, by block of the model in order.
+fn by_layer(graph: &Graph, sections: &Sections, program: &Program, late: &[BufferId], rung: &Rung) -> Vec<LayerReport> {
+    let mut layers: BTreeMap<usize, Vec<ValueReport>> = BTreeMap::new();
+    for b in late {
+        let forward = || program.units.iter().filter(|u| u.epoch == Epoch::Forward && u.args.contains(b));
+        let maker = forward().find(|u| u.args.last() == Some(b)).or_else(|| forward().next());
+        let section = maker.and_then(|u| u.nodes.last()).map_or(0, |&n| sections.of(n));
+        let buffer = &program.buffers[b.0 as usize];
+        let way = if rung.decisions.keep[b.0 as usize] { "keep" } else { "recompute" };
+        let value = ValueReport { name: buffer.name.clone(), bytes: buffer.bytes().0, way: way.into() };
+        layers.entry(sections.block(section)).or_default().push(value);
+    }
+    layers.into_iter().map(|(block, values)| LayerReport { layer: block_name(graph, sections, block), values }).collect()
 }
 
-fn by_layer(program: &Program, ladder: &Ladder, rung: &Rung) -> Vec<LayerReport> {
-    let mut layers: Vec<LayerReport> = vec![];
-    let mut position = BTreeMap::new();
-    for b in &ladder.ways.roots {
-        let maker = program.units.iter().find(|u| u.epoch == Epoch::Forward && u.args.contains(b) && u.args.last() == Some(b));
-        let maker = maker.or_else(|| program.units.iter().find(|u| u.epoch == Epoch::Forward && u.args.contains(b)));
-        let name = layer(maker.map_or("", |u| u.site.as_ref())).to_string();
-        let at = *position.entry(name.clone()).or_insert_with(|| {
-            layers.push(LayerReport { layer: name, values: vec![] });
-            layers.len() - 1
-        });
-        let buffer = &program.buffers[b.0 as usize];
-        let way = if rung.candidate.decisions.keep[b.0 as usize] { "keep" } else { "recompute" };
-        layers[at].values.push(ValueReport { name: buffer.name.clone(), bytes: buffer.bytes().0, way: way.into() });
-    }
-    layers
+/// The module path that all forward nodes of a block have in common, for the reader, behind the block's number.
+fn block_name(graph: &Graph, sections: &Sections, block: usize) -> String {
+    let inside = (0..).map(NodeId).zip(&graph.nodes).filter(|(n, node)| {
+        let forward = node.pass == Pass::Fprop && !node.op.is_source();
+        forward && sections.block(sections.of(*n)) == block
+    });
+    let mut paths = inside.map(|(_, node)| layer_of(&node.site).split(['.', '/']).collect::<Vec<_>>());
+    let first = paths.next().unwrap_or_default();
+    let common = paths.fold(first, |common, path| common.into_iter().zip(path).take_while(|(a, b)| a == b).map(|(a, _)| a).collect());
+    format!("{block} {}", common.join(".")).trim_end().into()
 }
 
 /// Format of each product of a linear layer.
-fn matmuls(graph: &Graph) -> Vec<MatmulReport> {
-    let plain = sites(graph).into_iter().map(|s| {
-        let format = match graph.ty(s.a.0).dtype {
-            DType::Bf16 => "bf16",
-            _ => "f32",
-        };
-        (s.node.0, graph.node(s.node).site.to_string(), s.pass.name(), format)
-    });
-    let scaled = graph.nodes.iter().enumerate().filter_map(|(n, node)| match &node.op {
-        Op::ScaledMatmul { block_b, .. } => {
-            let pass = match (node.epoch, block_b) {
-                (Epoch::Forward, _) => "fprop",
-                (_, true) => "dgrad",
-                (_, false) => "wgrad",
-            };
-            Some((n as u32, node.site.to_string(), pass, "e4m3"))
-        }
-        _ => None,
-    });
-    let mut all: Vec<_> = plain.chain(scaled).collect();
+fn matmuls(graph: &Graph) -> Result<Vec<MatmulReport>, Error> {
+    let mut all: Vec<(NodeId, &str)> = sites(graph)?
+        .into_iter()
+        .map(|s| (s.node, if graph.ty(s.a.0).dtype == DType::Bf16 { "bf16" } else { "f32" }))
+        .chain((0..).map(NodeId).zip(&graph.nodes).filter(|(_, n)| matches!(n.op, Op::ScaledMatmul { .. })).map(|(n, _)| (n, "e4m3")))
+        .collect();
     all.sort();
-    all.into_iter().map(|(_, site, pass, format)| MatmulReport { site, pass: pass.into(), format: format.into() }).collect()
+    let report = |(n, format): (NodeId, &str)| {
+        let node = graph.node(n);
+        MatmulReport { site: node.site.to_string(), pass: node.pass.name().into(), format: format.into() }
+    };
+    Ok(all.into_iter().map(report).collect())
 }

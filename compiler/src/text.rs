@@ -1,26 +1,7 @@
 //! Printed forms of the planning stages, for `--emit`.
 
-use crate::compile::Compiled;
 use fp8c_runtime::plan::{Plan, Step, StepEpoch};
 use std::fmt::Write;
-
-/// The ways to have each late value, and the ladder of plans they give.
-pub fn egraph(c: &Compiled) -> String {
-    let name = |b: &crate::units::BufferId| c.program.buffers[b.0 as usize].name.as_str();
-    let ways = &c.ladder.ways;
-    let mut out = format!("e-graph: {} classes, {} nodes, {} values read late\n", ways.size.0, ways.size.1, ways.roots.len());
-    for (b, way) in &ways.recompute {
-        let needs: Vec<&str> = way.needs.iter().map(name).collect();
-        let sites: Vec<&str> = way.units.iter().map(|u| c.program.units[*u as usize].site.as_ref()).collect();
-        let _ = writeln!(out, "late({}) = keep | again {} from [{}]", name(b), sites.join(", "), needs.join(", "));
-    }
-    let _ = writeln!(out, "ladder: {} plans", c.ladder.plans.len());
-    for p in &c.ladder.plans {
-        let kept = p.decisions.keep.iter().filter(|k| **k).count();
-        let _ = writeln!(out, "plan: {} transient bytes, {:.6} s, {kept} kept", p.peak.0, p.seconds.0);
-    }
-    out
-}
 
 /// One line a launch, with where each argument lies.
 pub fn schedule(plan: &Plan) -> String {

@@ -53,7 +53,7 @@ pub struct Unit {
 pub struct Program {
     pub buffers: Vec<Buffer>,
     pub units: Vec<Unit>,
-    /// Other ways to make single forward buffers, for the backward pass: each writes one buffer that a unit made together with others,
+    /// Other ways to make single forward buffers in the backward pass: each writes one buffer that a unit made together with others,
     /// reads those others where it can, and gives the same bits. None of them folds, so that all are cheap.
     pub again: Vec<Unit>,
     /// Buffer of each named output, in the graph's order.
@@ -61,4 +61,12 @@ pub struct Program {
     pub loss: Option<BufferId>,
     /// For each `Graph::gradients` entry: the parameter and the buffer that holds its gradient when the update begins.
     pub gradients: Vec<(usize, BufferId)>,
+}
+
+impl Program {
+    /// A unit by its number; those of [`Program::again`] come behind the others.
+    pub fn unit(&self, u: u32) -> &Unit {
+        let u = u as usize;
+        if u < self.units.len() { &self.units[u] } else { &self.again[u - self.units.len()] }
+    }
 }

@@ -137,3 +137,39 @@ fn inputs_and_outputs_without_elements_are_planned_and_run() {
     let negated: Vec<u8> = (0..6).flat_map(|i| (-(i as f32)).to_le_bytes()).collect();
     assert_eq!(out.tensor("full").expect("full").data(), negated);
 }
+
+#[test]
+fn a_plan_depends_on_neither_the_machines_cores_nor_its_load() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let at = dir.path();
+    let gpt2 = model("gpt2").display().to_string();
+    let compile = |threads: &str, rayon: &str, cores: Option<&str>, target: &str| {
+        let mut command = match cores {
+            Some(_) => Command::new("taskset"),
+            None => Command::new(env!("CARGO_BIN_EXE_fp8c")),
+        };
+        if let Some(cores) = cores {
+            command.args(["-c", cores, env!("CARGO_BIN_EXE_fp8c")]);
+        }
+        command.args(["compile", &gpt2, "--mem", "1G", "--target", target, "-o", "m.plan", "-q"]);
+        if !threads.is_empty() {
+            command.args(["--threads", threads]);
+        }
+        let done = command.current_dir(at).env("RAYON_NUM_THREADS", rayon).output().expect("the binary runs");
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        std::fs::read(at.join("m.plan")).expect("the plan")
+    };
+    let busy = std::sync::atomic::AtomicBool::new(true);
+    let plain = compile("", "2", None, "cpu");
+    assert!(plain == compile("", "1", Some("0"), "cpu"), "another plan on one core");
+    let loaded = std::thread::scope(|s| {
+        for _ in 0..6 {
+            s.spawn(|| while busy.load(std::sync::atomic::Ordering::Relaxed) {});
+        }
+        let plan = compile("", "5", None, "cpu");
+        busy.store(false, std::sync::atomic::Ordering::Relaxed);
+        plan
+    });
+    assert!(plain == loaded, "another plan under load");
+    assert!(compile("1", "2", None, "sm_90a") == compile("64", "2", None, "sm_90a"), "a GPU's plan depends on CPU threads");
+}

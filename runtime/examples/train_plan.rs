@@ -6,7 +6,7 @@ use fp8c_runtime::hyper::{Hyper, LossScaling};
 use fp8c_runtime::plan::PlanFile;
 use fp8c_runtime::schedule::{LrSchedule, Shape};
 use fp8c_runtime::session::{Session, SessionOptions};
-use fp8c_runtime::trainer::{TrainOptions, train};
+use fp8c_runtime::trainer::{Event, TrainOptions, train};
 use std::sync::atomic::AtomicBool;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -29,12 +29,14 @@ fn run(path: &str, steps: u64, data: &[String]) -> Result<(), Error> {
         hyper: Hyper { loss_scaling: LossScaling::default_for(&file.plan().precision), ..Hyper::default() },
         schedule: LrSchedule { shape: Shape::Cosine, peak, warmup: steps / 20, steps },
         no_decay: vec!["*.bias".into()],
+        data: data.join(" "),
         log: None,
         checkpoint: None,
     };
     let stop = AtomicBool::new(false);
-    let summary = train(&mut session, &loader, &options, &stop, &mut |m| {
-        println!("step {:>6}  loss {:.4}  {:.0} tokens/s", m.step, m.loss, m.tokens_per_second);
+    let summary = train(&mut session, &loader, &options, &stop, &mut |event| match event {
+        Event::Step(m) => println!("step {:>6}  loss {:.4}  {:.0} tokens/s", m.step, m.loss, m.tokens_per_second),
+        Event::Note(note) => println!("note: {note}"),
     })?;
     println!("arena: {} bytes planned, {} touched", file.plan().arena_bytes, summary.arena_peak_bytes);
     Ok(())

@@ -1,7 +1,48 @@
 //! Hyper-parameters of an optimizer step.
 
 use crate::Error;
+use std::fmt;
 use std::str::FromStr;
+
+/// Numbers that a setting takes: 0 where `zero` says so, and `least..=most`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Span {
+    pub least: f64,
+    pub most: f64,
+    pub zero: bool,
+}
+
+// The arithmetic is f32: smaller numbers would be 0 there without a word, larger ones overflow in products with one another.
+const LEAST: f64 = 1e-30;
+pub const LEARNING_RATE: Span = Span { least: LEAST, most: 1e6, zero: true };
+pub const WEIGHT_DECAY: Span = Span { least: LEAST, most: 1e6, zero: true };
+pub const EPS: Span = Span { least: LEAST, most: 1e30, zero: true };
+/// The largest is what f32 tells from 1.
+pub const BETA: Span = Span { least: LEAST, most: 0.9999999, zero: true };
+pub const CLIP: Span = Span { least: LEAST, most: 1e30, zero: false };
+pub const LOSS_SCALE: Span = Span { least: LEAST, most: 1e30, zero: false };
+
+impl Span {
+    pub fn contains(self, x: f64) -> bool {
+        (self.least..=self.most).contains(&x) || (self.zero && x == 0.0)
+    }
+
+    /// A number of the span.
+    ///
+    /// # Errors
+    /// A sentence without a subject: `must be 0, or from 1e-30 to 1e6`.
+    pub fn parse(self, text: &str) -> Result<f64, String> {
+        text.trim().parse().ok().filter(|x| self.contains(*x)).ok_or_else(|| format!("must be {self}"))
+    }
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let zero = if self.zero { "0, or " } else { "" };
+        let plain = |x: f64| if x == 0.0 || (1e-3..1e3).contains(&x) { x.to_string() } else { format!("{x:e}") };
+        write!(f, "{zero}from {} to {}", plain(self.least), plain(self.most))
+    }
+}
 
 /// What one step is made with. The learning rate is the schedule's value for the step.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,16 +71,20 @@ impl Hyper {
     /// # Errors
     /// [`Error::Usage`] naming the value.
     pub fn validate(&self) -> Result<(), Error> {
-        let positive = |x: f64| x.is_finite() && x >= 0.0;
-        let checks = [
-            (positive(self.learning_rate), "the learning rate must be a finite number, 0 or more"),
-            (self.betas.iter().all(|b| (0.0..1.0).contains(b)), "each beta must lie in [0, 1)"),
-            (positive(self.eps), "eps must be a finite number, 0 or more"),
-            (positive(self.weight_decay), "the weight decay must be a finite number, 0 or more"),
-            (self.clip.is_none_or(|c| c > 0.0 && c.is_finite()), "the clipping norm must be positive"),
-            (self.loss_scaling.holds(), "the loss scale must be positive and finite"),
+        let scale = if let LossScaling::Fixed(x) = self.loss_scaling { Some(f64::from(x)) } else { None };
+        // A schedule's own small rates are no mistake.
+        let rate = Span { least: 0.0, zero: false, ..LEARNING_RATE };
+        let settings = [
+            ("the learning rate", Some(self.learning_rate), rate),
+            ("beta 1", Some(self.betas[0]), BETA),
+            ("beta 2", Some(self.betas[1]), BETA),
+            ("eps", Some(self.eps), EPS),
+            ("the weight decay", Some(self.weight_decay), WEIGHT_DECAY),
+            ("the clipping norm", self.clip, CLIP),
+            ("the loss scale", scale, LOSS_SCALE),
         ];
-        checks.iter().find(|(holds, _)| !holds).map_or(Ok(()), |(_, reason)| Err(Error::Usage(reason.to_string())))
+        let wrong = settings.iter().find_map(|(name, x, span)| Some((name, x.filter(|x| !span.contains(*x))?, span)));
+        wrong.map_or(Ok(()), |(name, x, span)| Err(Error::Usage(format!("{name} must be {span}, not {x}"))))
     }
 }
 
@@ -59,25 +104,21 @@ impl LossScaling {
     pub fn default_for(precision: &str) -> Self {
         if precision == "fp8" { LossScaling::Dynamic } else { LossScaling::None }
     }
-
-    fn holds(self) -> bool {
-        match self {
-            LossScaling::Fixed(x) => x.is_finite() && x > 0.0,
-            LossScaling::None | LossScaling::Dynamic => true,
-        }
-    }
 }
 
 impl FromStr for LossScaling {
-    type Err = Error;
+    /// A sentence without a subject.
+    type Err = String;
 
-    fn from_str(s: &str) -> Result<Self, Error> {
-        let parsed = match s {
-            "none" => Some(LossScaling::None),
-            "dynamic" => Some(LossScaling::Dynamic),
-            other => other.parse().ok().map(LossScaling::Fixed),
-        };
-        parsed.filter(|p| p.holds()).ok_or_else(|| Error::Usage(format!("{s:?} is no loss scale: none, dynamic or a positive number")))
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "none" => Ok(LossScaling::None),
+            "dynamic" => Ok(LossScaling::Dynamic),
+            other => match LOSS_SCALE.parse(other) {
+                Ok(x) => Ok(LossScaling::Fixed(x as f32)),
+                Err(_) => Err(format!("must be none, dynamic, or a number {LOSS_SCALE}")),
+            },
+        }
     }
 }
 
@@ -89,7 +130,7 @@ mod tests {
     fn loss_scales_parse_as_the_command_line_writes_them() {
         assert_eq!("dynamic".parse::<LossScaling>().unwrap(), LossScaling::Dynamic);
         assert_eq!("1024".parse::<LossScaling>().unwrap(), LossScaling::Fixed(1024.0));
-        for bad in ["-1", "0", "nan", "inf", "often"] {
+        for bad in ["-1", "0", "nan", "inf", "often", "1e39", "1e-50"] {
             assert!(bad.parse::<LossScaling>().is_err(), "{bad}");
         }
     }
@@ -101,5 +142,21 @@ mod tests {
         assert!(wrong.validate().unwrap_err().to_string().contains("beta"));
         let wrong = Hyper { learning_rate: f64::NAN, ..Hyper::default() };
         assert!(wrong.validate().unwrap_err().to_string().contains("learning rate"));
+        for lr in [1e39, 1e7, -1e-9, f64::INFINITY] {
+            let wrong = Hyper { learning_rate: lr, ..Hyper::default() };
+            assert_eq!(wrong.validate().unwrap_err().to_string(), format!("the learning rate must be from 0 to 1e6, not {lr}"));
+        }
+        assert!(Hyper { learning_rate: 1e-35, ..Hyper::default() }.validate().is_ok());
+        assert!(Hyper { eps: 1e-50, ..Hyper::default() }.validate().is_err(), "it would be 0 in f32");
+        assert!(Hyper { betas: [0.9, 0.99999999], ..Hyper::default() }.validate().is_err(), "it would be 1 in f32");
+    }
+
+    #[test]
+    fn what_a_span_allows_stays_a_number_in_f32() {
+        for span in [LEARNING_RATE, WEIGHT_DECAY, EPS, BETA, CLIP, LOSS_SCALE] {
+            assert!([span.least, span.most].iter().all(|&x| (x as f32).is_normal()), "{span}");
+        }
+        assert!((BETA.most as f32) < 1.0);
+        assert!(((LEARNING_RATE.most * WEIGHT_DECAY.most) as f32).is_finite());
     }
 }

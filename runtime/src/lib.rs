@@ -1,6 +1,6 @@
 //! Loads a plan and trains it. Knows nothing of e-graphs, ONNX or LLVM.
 //!
-//! [`plan::PlanFile::open`] maps and verifies a plan, [`session::Session::new`] puts it on a device, [`data::Loader`] fills batches, and
+//! [`plan::PlanFile::open`] reads and verifies a plan, [`session::Session::new`] puts it on a device, [`data::Loader`] fills batches, and
 //! [`session::Session::step`] trains on one. [`trainer::train`] is the loop around them, with schedules, metrics and checkpoints.
 
 pub mod checkpoint;
@@ -8,9 +8,10 @@ pub mod convert;
 pub mod data;
 pub mod device;
 mod error;
-mod files;
+pub mod files;
 pub mod hyper;
 pub mod metrics;
+pub mod names;
 pub mod plan;
 mod random;
 pub mod schedule;
@@ -18,5 +19,4 @@ pub mod session;
 pub mod tensors;
 pub mod trainer;
 
-pub use error::Error;
-pub use files::write_aside;
+pub use error::{DataFault, Error};

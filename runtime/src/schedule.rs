@@ -1,6 +1,5 @@
 //! Learning-rate schedules.
 
-use crate::Error;
 use std::str::FromStr;
 
 /// The shape of the learning rate after the warm-up.
@@ -17,15 +16,16 @@ pub enum Shape {
 }
 
 impl FromStr for Shape {
-    type Err = Error;
+    /// A sentence without a subject.
+    type Err = String;
 
-    fn from_str(s: &str) -> Result<Self, Error> {
+    fn from_str(s: &str) -> Result<Self, String> {
         match s {
             "constant" => Ok(Shape::Constant),
             "cosine" => Ok(Shape::Cosine),
             "linear" => Ok(Shape::Linear),
             "wsd" => Ok(Shape::Wsd),
-            _ => Err(Error::Usage(format!("{s:?} is no schedule: constant, cosine, linear or wsd"))),
+            _ => Err("must be constant, cosine, linear or wsd".into()),
         }
     }
 }

@@ -2,15 +2,26 @@
 
 use crate::Error;
 use crate::convert::file_dtype_size;
-use crate::files::write_aside;
-use memmap2::Mmap;
+use crate::files::{Input, Replaces, write_aside};
+use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
-use safetensors::{Dtype, SafeTensors};
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::fs::File;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::ops::Range;
+use std::path::Path;
+
+/// Longest header that the safetensors library itself reads.
+const MAX_HEADER: u64 = 100_000_000;
+
+/// What marks files of [`write_tensors`] in their header, and no others.
+pub(crate) const MADE_BY: &str = "\"made_by\":\"fp8c\"";
+
+/// What is said of a file in its header. One pair, because the header has them in any order.
+pub(crate) type About = (&'static str, &'static str);
+
+/// What transformers asks for before it loads a file.
+pub(crate) const FOR_TRANSFORMERS: About = ("format", "pt");
 
 /// A tensor in host memory: row-major, little-endian.
 #[derive(Clone, Debug, PartialEq)]
@@ -43,7 +54,7 @@ pub(crate) struct Entry<'a> {
 }
 
 /// Writes a safetensors document with one tensor in memory at a time; same entries, same bytes, whatever their order.
-pub(crate) fn write_entries(out: &mut dyn Write, path: &Path, mut entries: Vec<Entry<'_>>) -> Result<(), Error> {
+pub(crate) fn write_entries(out: &mut dyn Write, path: &Path, about: About, mut entries: Vec<Entry<'_>>) -> Result<(), Error> {
     entries.sort_by(|a, b| b.dtype.cmp(&a.dtype).then_with(|| a.name.cmp(&b.name)));
     let mut infos = Vec::with_capacity(entries.len());
     let mut at = 0usize;
@@ -54,8 +65,7 @@ pub(crate) fn write_entries(out: &mut dyn Write, path: &Path, mut entries: Vec<E
         at += bytes;
     }
     let lengths: Vec<usize> = infos.iter().map(|(_, i)| i.data_offsets.1 - i.data_offsets.0).collect();
-    // `format: pt` is what transformers asks for before it loads a file.
-    let about = HashMap::from([("format".to_string(), "pt".to_string())]);
+    let about = HashMap::from([(about.0.to_string(), about.1.to_string())]);
     let invalid = |e: &dyn std::fmt::Display| Error::io(path, std::io::Error::other(e.to_string()));
     let metadata = Metadata::new(Some(about), infos).map_err(|e| invalid(&e))?;
     let mut header = serde_json::to_vec(&metadata).map_err(|e| invalid(&e))?;
@@ -74,29 +84,39 @@ pub(crate) fn write_entries(out: &mut dyn Write, path: &Path, mut entries: Vec<E
     Ok(())
 }
 
-/// Writes tensors as one safetensors file, aside and renamed.
+/// Writes tensors as one safetensors file, aside and renamed. Replaces only what it wrote itself.
 ///
 /// # Errors
-/// [`Error::Io`], or [`Error::Data`] for a tensor whose bytes do not fit its shape.
+/// [`Error::Kept`] or [`Error::Misplaced`] where something else has that name, [`Error::Io`], [`Error::Data`] for a tensor whose bytes do
+/// not fit its shape.
 pub fn write_tensors(path: &Path, tensors: &[HostTensor]) -> Result<(), Error> {
-    write_aside(path, |out| write_entries(out, path, tensors.iter().map(HostTensor::entry).collect()))
+    Replaces::Tensors.check(path)?;
+    write_aside(path, |out| write_entries(out, path, ("made_by", "fp8c"), tensors.iter().map(HostTensor::entry).collect()))
 }
 
-/// A mapped safetensors file.
+/// An open safetensors file; tensors are read when they are asked for.
+#[derive(Debug)]
 pub struct TensorFile {
-    path: PathBuf,
-    map: Mmap,
+    input: Input,
     directory: Directory,
 }
 
-/// Where the tensors of a safetensors document lie in a larger buffer.
+/// Where the tensors of a safetensors document lie in a file.
 #[derive(Clone, Debug)]
 pub(crate) struct Directory {
-    start: usize,
+    start: u64,
     metadata: Metadata,
 }
 
-/// A tensor inside a mapped file.
+/// A tensor's place in a file.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Place {
+    pub dtype: Dtype,
+    pub shape: Vec<u64>,
+    pub range: Range<u64>,
+}
+
+/// A tensor in memory that belongs to somebody else.
 #[derive(Clone, Debug)]
 pub struct View<'a> {
     pub dtype: Dtype,
@@ -105,18 +125,40 @@ pub struct View<'a> {
 }
 
 impl Directory {
-    /// Reads the header of the document at `offset..` of a buffer, to its end.
-    pub fn read(document: &[u8], offset: usize) -> Result<Self, String> {
-        let (header, metadata) = SafeTensors::read_metadata(document).map_err(|e| format!("not a safetensors file ({e})"))?;
-        Ok(Directory { start: offset + header + 8, metadata })
+    /// Reads the header of the document that fills a range of a file.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; inside, what is wrong with the document.
+    pub fn read(input: &Input, document: Range<u64>) -> Result<Result<Self, String>, Error> {
+        let fault = |e: &dyn std::fmt::Display| Ok(Err(format!("not a safetensors file ({e})")));
+        let bytes = document.end - document.start;
+        if bytes < 8 {
+            return fault(&"it is shorter than a header");
+        }
+        let mut length = [0; 8];
+        input.read_at(document.start, &mut length)?;
+        let length = u64::from_le_bytes(length);
+        if length > MAX_HEADER.min(bytes - 8) {
+            return fault(&"its header is longer than it is");
+        }
+        let start = document.start + 8 + length;
+        let header = input.read(document.start + 8..start)?;
+        let metadata: Metadata = match serde_json::from_slice(&header) {
+            Ok(metadata) => metadata,
+            Err(e) => return fault(&e),
+        };
+        if start.checked_add(metadata.data_len() as u64) != Some(document.end) {
+            return fault(&"it is longer or shorter than its header says");
+        }
+        Ok(Ok(Directory { start, metadata }))
     }
 
-    /// A tensor by name, out of the buffer that the document was read from.
-    pub fn view<'a>(&self, buffer: &'a [u8], name: &str) -> Option<View<'a>> {
+    /// A tensor by name.
+    pub fn place(&self, name: &str) -> Option<Place> {
         let info = self.metadata.info(name)?;
         let (from, to) = info.data_offsets;
-        let bytes = buffer.get(self.start.checked_add(from)?..self.start.checked_add(to)?)?;
-        Some(View { dtype: info.dtype, shape: info.shape.iter().map(|&d| d as u64).collect(), bytes })
+        let range = self.start + from as u64..self.start + to as u64;
+        Some(Place { dtype: info.dtype, shape: info.shape.iter().map(|&d| d as u64).collect(), range })
     }
 
     /// The names, in the order of the data.
@@ -126,22 +168,14 @@ impl Directory {
 }
 
 impl TensorFile {
-    /// Maps a file and reads its header.
+    /// Opens a file and reads its header.
     ///
     /// # Errors
-    /// [`Error::Io`] or [`Error::Data`] for a file that is not safetensors.
+    /// [`Error::Io`], [`Error::Misplaced`], [`Error::Data`] for a file that is not safetensors.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let file = File::open(path).map_err(|e| Error::io(path, e))?;
-        // SAFETY: the mapping is read-only; a file truncated by another process while mapped ends this one with SIGBUS, as for
-        // every mapped reader.
-        let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
-        let directory = Directory::read(&map, 0).map_err(|reason| Error::data(path.display().to_string(), reason))?;
-        Ok(TensorFile { path: path.to_path_buf(), map, directory })
-    }
-
-    /// A tensor by name.
-    pub fn get(&self, name: &str) -> Option<View<'_>> {
-        self.directory.view(&self.map, name)
+        let input = Input::open(path)?;
+        let directory = Directory::read(&input, 0..input.bytes())?.map_err(|reason| Error::data(path.display().to_string(), reason))?;
+        Ok(TensorFile { input, directory })
     }
 
     /// The names, in the order of the data.
@@ -149,15 +183,46 @@ impl TensorFile {
         self.directory.names()
     }
 
-    /// Copies every tensor.
-    pub fn read_all(&self) -> Vec<HostTensor> {
-        let named = |name: String| self.get(&name).map(|v| HostTensor { name, dtype: v.dtype, shape: v.shape, bytes: v.bytes.to_vec() });
-        self.names().into_iter().filter_map(named).collect()
+    /// Element format and shape of a tensor.
+    pub fn about(&self, name: &str) -> Option<(Dtype, Vec<u64>)> {
+        self.directory.place(name).map(|p| (p.dtype, p.shape))
+    }
+
+    /// Reads one tensor.
+    ///
+    /// # Errors
+    /// [`Error::Data`] when there is none of this name, [`Error::Io`].
+    pub fn read(&self, name: &str) -> Result<HostTensor, Error> {
+        let missing = || Error::data(self.input.path().display().to_string(), format!("there is no tensor {name}"));
+        let Place { dtype, shape, range } = self.directory.place(name).ok_or_else(missing)?;
+        Ok(HostTensor { name: name.to_string(), dtype, shape, bytes: self.input.read(range)? })
+    }
+
+    /// Reads every tensor.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn read_all(&self) -> Result<Vec<HostTensor>, Error> {
+        self.names().iter().map(|name| self.read(name)).collect()
+    }
+
+    /// Reads the file once from its beginning to its end, one tensor in memory at a time: every byte goes to `digest`, every tensor to `take`.
+    ///
+    /// # Errors
+    /// [`Error::Io`], or what `take` gives; the digest is then unfinished.
+    pub fn each(&self, digest: &mut dyn FnMut(&[u8]), take: &mut dyn FnMut(&str, &View<'_>) -> Result<(), Error>) -> Result<(), Error> {
+        digest(&self.input.read(0..self.directory.start)?);
+        for name in self.names() {
+            let HostTensor { dtype, shape, bytes, .. } = self.read(&name)?;
+            digest(&bytes);
+            take(&name, &View { dtype, shape, bytes: &bytes })?;
+        }
+        Ok(())
     }
 
     /// Where the file lies.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.input.path()
     }
 }
 
@@ -178,7 +243,7 @@ mod tests {
         write_tensors(&a, &[x.clone(), y.clone()]).unwrap();
         write_tensors(&b, &[y.clone(), x.clone()]).unwrap();
         assert_eq!(std::fs::read(&a).unwrap(), std::fs::read(&b).unwrap());
-        assert_eq!(TensorFile::open(&a).unwrap().read_all(), [y, x]);
+        assert_eq!(TensorFile::open(&a).unwrap().read_all().unwrap(), [y, x]);
     }
 
     #[test]
@@ -189,5 +254,37 @@ mod tests {
         assert!(matches!(TensorFile::open(&path), Err(Error::Data { .. })));
         std::fs::write(&path, b"").unwrap();
         assert!(TensorFile::open(&path).is_err());
+    }
+
+    #[test]
+    fn a_foreign_file_is_not_replaced_and_an_own_one_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("weights.safetensors");
+        let x = tensor("x", Dtype::U8, &[3], vec![1, 2, 3]);
+        write_aside(&path, |out| write_entries(out, &path, FOR_TRANSFORMERS, vec![x.entry()])).unwrap();
+        assert!(matches!(write_tensors(&path, &[]), Err(Error::Kept { .. })));
+        assert_eq!(TensorFile::open(&path).unwrap().read("x").unwrap(), x);
+        let own = folder.path().join("out.safetensors");
+        write_tensors(&own, &[]).unwrap();
+        write_tensors(&own, std::slice::from_ref(&x)).unwrap();
+        assert_eq!(TensorFile::open(&own).unwrap().read_all().unwrap(), [x]);
+    }
+
+    #[test]
+    fn one_reading_gives_every_byte_to_the_digest_and_every_tensor_to_its_taker() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        let all = [tensor("x", Dtype::U8, &[3], vec![1, 2, 3]), tensor("none", Dtype::U8, &[0], vec![])];
+        write_tensors(&path, &all).unwrap();
+        let (mut digested, mut taken) = (vec![], vec![]);
+        let file = TensorFile::open(&path).unwrap();
+        file.each(&mut |b| digested.extend_from_slice(b), &mut |name, v| {
+            taken.push(tensor(name, v.dtype, &v.shape, v.bytes.to_vec()));
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(digested, std::fs::read(&path).unwrap());
+        taken.sort_by(|a, b| b.name.cmp(&a.name));
+        assert_eq!(taken, all);
     }
 }

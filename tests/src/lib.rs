@@ -1,19 +1,22 @@
 //! What the end-to-end tests share: the models of `testdata`, compiled and trained through the libraries.
 
 pub mod hostile;
+pub mod settle;
 
 use fp8c::Error;
 use fp8c::compile::{CompileOptions, Compiled, compile};
 use fp8c::decide::policy::Policy;
 use fp8c::differentiate::Optimizer;
+use fp8c::graph::Op;
 use fp8c::import::ImportOptions;
 use fp8c::precision::Precision;
 use fp8c::quantity::Bytes;
 use fp8c_kernels::DType;
 use fp8c_runtime::data::{Loader, Order};
 use fp8c_runtime::hyper::Hyper;
-use fp8c_runtime::plan::PlanFile;
+use fp8c_runtime::plan::{PlanFile, Role};
 use fp8c_runtime::session::{Batch, Session, SessionOptions};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 /// Threads that plans are made for and run with.
@@ -52,6 +55,16 @@ pub fn options(precision: Precision, budget: Option<u64>) -> CompileOptions {
 /// Compiles a test model.
 pub fn compiled(case: &str, options: &CompileOptions) -> Result<Compiled, Error> {
     compile(&folder(case).join("model.onnx"), options)
+}
+
+/// The bytes of a plan's constants, by name.
+pub fn plan_constants(compiled: &Compiled) -> HashMap<String, Vec<u8>> {
+    let constants = compiled.program.buffers.iter().filter(|b| b.persistent && b.role == Role::Constant);
+    let value = constants.filter_map(|b| match &compiled.joint.def(b.value).op {
+        Op::Constant(data) => Some((b.name.clone(), data.bytes.to_vec())),
+        _ => None,
+    });
+    value.collect()
 }
 
 /// Compiles a test model into a plan file of a folder.

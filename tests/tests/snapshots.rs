@@ -19,14 +19,16 @@ fn graphs_of_every_stage() {
         insta::assert_snapshot!(format!("{case}.recognised"), s.recognised.to_string());
         let s = stages(&folder(case).join("model.onnx"), &options(Precision::Fp8, None)).expect("the model compiles");
         insta::assert_snapshot!(format!("{case}.joint.fp8"), s.joint.to_string());
+        insta::assert_snapshot!(format!("{case}.sections"), fp8c::sections::sections(&s.joint).expect("it types").print(&s.joint));
     }
 }
 
 #[test]
-fn units_ways_and_schedules() {
+fn forms_schedules_and_units() {
     for case in ["gpt2", "llama23", "cnn"] {
         let c = compiled(case, &options(Precision::Fp8, Some(tight(case)))).expect("the budget can be met");
-        insta::assert_snapshot!(format!("{case}.egraph"), fp8c::text::egraph(&c));
+        let o = options(Precision::Fp8, Some(tight(case)));
+        insta::assert_snapshot!(format!("{case}.forms"), fp8c::compile::forms(&folder(case).join("model.onnx"), &o).expect("it has forms"));
         insta::assert_snapshot!(format!("{case}.schedule"), fp8c::text::schedule(&c.plan));
     }
     let c = compiled("cnn", &options(Precision::Fp8, Some(1 << 30))).expect("the model compiles");

@@ -4,7 +4,7 @@ use fp8c::precision::Precision;
 use fp8c_runtime::data::{Loader, Order};
 use fp8c_runtime::hyper::Hyper;
 use fp8c_runtime::schedule::{LrSchedule, Shape};
-use fp8c_runtime::trainer::{CheckpointOptions, TrainOptions, train as run};
+use fp8c_runtime::trainer::{CheckpointOptions, Earlier, Event, TrainOptions, train as run};
 use fp8c_tests::{options, plan_file, session, text, train};
 use std::sync::atomic::AtomicBool;
 
@@ -38,11 +38,22 @@ fn a_resumed_training_is_the_uninterrupted_one_bit_for_bit() {
                 hyper: Hyper::default(),
                 schedule: LrSchedule { shape: Shape::Constant, peak: 1e-3, warmup: 2, steps },
                 no_decay: vec!["*.bias".into()],
+                data: data[0].clone(),
                 log: None,
-                checkpoint: Some(CheckpointOptions { folder: dir.path().join(folder), every: Some(3), keep: Some(2), resume: true }),
+                checkpoint: Some(CheckpointOptions {
+                    folder: dir.path().join(folder),
+                    every: Some(3),
+                    keep: Some(2),
+                    earlier: Earlier::Resume,
+                }),
             };
             let stop = AtomicBool::new(false);
-            run(&mut session(&file), &loader, &options, &stop, &mut |m| all.push(m.loss)).expect("training runs");
+            run(&mut session(&file), &loader, &options, &stop, &mut |event| {
+                if let Event::Step(m) = event {
+                    all.push(m.loss);
+                }
+            })
+            .expect("training runs");
         }
         all
     };

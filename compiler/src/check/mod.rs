@@ -1,15 +1,24 @@
-//! Proves a plan again, without the planner's code.
+//! Proves a plan again, without the planner's code and without the runtime's verifier.
 //!
-//! Replays the plan as bytes: which buffer's value does each byte of the arena hold after every step? A step may read a tensor only
-//! if every byte of it still holds the value that the step's unit asks for, fully written. The peak is the highest byte touched.
-//! It fails closed: what it cannot follow is an error.
+//! The program says which *version* of each buffer each of its units reads: the units that have written it before, in the program's
+//! order ([`versions`]). The replay runs the plan's steps over the bytes of the arena ([`arena`]) and over what the trainer does between
+//! them: which buffer, in which version and of which micro-batch, do the bytes of each tensor hold? A step that runs a unit must find
+//! exactly what the unit reads, and leaves what the unit writes. So a value that is gone, half made, of an earlier micro-batch, or of a
+//! parameter after its update, is an error, as is a parameter without its update. It fails closed: what it cannot follow is an error.
+
+mod arena;
+mod bindings;
+mod versions;
 
 use crate::Error;
+use crate::graph::Graph;
 use crate::quantity::Bytes;
-use crate::units::Program;
+use crate::units::{BufferId, Program};
+use arena::{Arena, Content, Written};
+use bindings::Homes;
 use fp8c_kernels::program::Mode;
-use fp8c_runtime::plan::{ALIGN, Plan, Role, TensorId};
-use std::collections::{BTreeMap, HashMap};
+use fp8c_runtime::plan::{Plan, Role, Step, Tensor, TensorId};
+use versions::Versions;
 
 /// What a replay found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,141 +27,185 @@ pub struct Replay {
     pub peak: Bytes,
 }
 
-/// Replays `plan`, whose step i runs unit `units[i]` of `program`, for one micro-batch after another and an update, twice over, so
-/// that what one step leaves behind is what the next one finds.
+/// Replays `plan`, whose step i runs unit `units[i]` of `program`, which was lowered from `graph`: two training steps, each of two
+/// micro-batches where there are several, so that what one leaves behind is what the next one finds.
 ///
 /// # Errors
 /// [`Error::Verify`] naming the step and the tensor that is not what it should be.
-pub fn replay(program: &Program, plan: &Plan, units: &[u32]) -> Result<Replay, Error> {
+pub fn replay(graph: &Graph, program: &Program, plan: &Plan, units: &[u32]) -> Result<Replay, Error> {
+    proved(graph, program, plan, units).map_err(|reason| Error::Verify { pass: "plan", reason })
+}
+
+fn proved(graph: &Graph, program: &Program, plan: &Plan, units: &[u32]) -> Result<Replay, String> {
     let micro = plan.schedule.micro.len();
     if units.len() != micro + plan.schedule.update.len() {
-        return Err(fail("the plan's steps and the schedule's differ in number".into()));
+        return Err("the plan's steps and the schedule's differ in number".into());
     }
-    let mut arena = Arena::new(program, plan)?;
+    if let Some(u) = units.iter().find(|u| **u as usize >= program.units.len() + program.again.len()) {
+        return Err(format!("there is no unit {u}"));
+    }
+    bindings::check(program, plan, units)?;
+    let homes = Homes::find(graph, program, plan)?;
+    let versions = Versions::new(program, &units[..micro]);
+    let mut replay = Replayer { program, plan, versions, homes, arena: Arena::new(plan), pass: 0 };
+    replay.load()?;
     for _ in 0..2 {
-        for _ in 0..plan.accumulation.clamp(1, 2) {
-            (0..micro).try_for_each(|i| arena.step(i, units[i]))?;
+        replay.start_step()?;
+        for m in 0..plan.accumulation.min(2) {
+            replay.start_micro(m)?;
+            (0..micro).try_for_each(|i| replay.step(i, units[i]))?;
+            replay.results()?;
         }
-        (micro..units.len()).try_for_each(|i| arena.step(i, units[i]))?;
-        arena.results()?;
+        (micro..units.len()).try_for_each(|i| replay.step(i, units[i]))?;
+        replay.finish_step()?;
     }
-    if arena.peak > plan.arena_bytes || plan.arena_bytes > plan.budget_bytes {
-        return Err(fail(format!("peak {} of arena {} of budget {}", arena.peak, plan.arena_bytes, plan.budget_bytes)));
+    let peak = replay.arena.peak;
+    match peak == plan.arena_bytes && peak <= plan.budget_bytes {
+        true => Ok(Replay { peak: Bytes(peak) }),
+        false => Err(format!("the peak is {peak}, the arena {} and the budget {}", plan.arena_bytes, plan.budget_bytes)),
     }
-    Ok(Replay { peak: Bytes(arena.peak) })
 }
 
-fn fail(reason: String) -> Error {
-    Error::Verify { pass: "plan", reason }
-}
-
-/// The value in a stretch of bytes.
-#[derive(Clone, Copy)]
-struct Held {
-    end: u64,
-    tensor: TensorId,
-}
-
-struct Arena<'a> {
+struct Replayer<'a> {
     program: &'a Program,
     plan: &'a Plan,
-    /// By start: who wrote the stretch last.
-    held: BTreeMap<u64, Held>,
-    /// For each tensor that holds something: the buffer, and the units that wrote it since it was claimed.
-    content: HashMap<TensorId, (u32, Vec<u32>)>,
-    /// For each buffer: the units of the epoch that makes it that must all have written it before it is read.
-    makers: Vec<Vec<u32>>,
-    peak: u64,
+    versions: Versions<'a>,
+    homes: Homes,
+    arena: Arena<'a>,
+    /// Number of the micro-batch that is being replayed.
+    pass: u32,
 }
 
-impl<'a> Arena<'a> {
-    fn new(program: &'a Program, plan: &'a Plan) -> Result<Self, Error> {
-        let mut makers = vec![vec![]; program.buffers.len()];
-        for (u, unit) in program.units.iter().enumerate() {
-            for (arg, b) in unit.kernel.args().iter().zip(&unit.args) {
-                if arg.mode == Mode::Write && !program.buffers[b.0 as usize].persistent {
-                    makers[b.0 as usize].push(u as u32);
-                }
-            }
-        }
-        let mut arena = Arena { program, plan, held: BTreeMap::new(), content: HashMap::new(), makers, peak: 0 };
-        let persistent = |role| !matches!(role, Role::Activation | Role::Gradient | Role::Output | Role::Scratch);
-        let by_name: HashMap<&str, u32> =
-            program.buffers.iter().enumerate().filter(|(_, b)| b.persistent).map(|(i, b)| (b.name.as_str(), i as u32)).collect();
-        for (i, t) in plan.tensors.iter().enumerate().filter(|(_, t)| persistent(t.role)) {
-            if let Some(&buffer) = by_name.get(t.name.as_str()) {
-                arena.claim(TensorId(i as u32))?;
-                arena.content.insert(TensorId(i as u32), (buffer, vec![]));
-            }
-        }
-        Ok(arena)
+impl Replayer<'_> {
+    fn name(&self, b: BufferId) -> &str {
+        &self.program.buffers[b.0 as usize].name
     }
 
-    /// Gives a tensor's bytes to it; whatever lay there is gone. One without bytes has a place all the same.
-    fn claim(&mut self, id: TensorId) -> Result<(), Error> {
-        let t = self.plan.tensors.get(id.0 as usize).ok_or_else(|| fail(format!("tensor {} does not exist", id.0)))?;
-        let (start, end) = (t.offset, t.offset + t.bytes.div_ceil(ALIGN).max(1) * ALIGN);
-        let first = self.held.range(..start).next_back().filter(|(_, h)| h.end > start).map(|(&s, _)| s).unwrap_or(start);
-        let hit: Vec<u64> = self.held.range(first..end.max(start + 1)).map(|(&s, _)| s).collect();
-        for s in hit {
-            if let Some(gone) = self.held.remove(&s) {
-                self.content.remove(&gone.tensor);
+    /// What lasts gets its first value.
+    fn load(&mut self) -> Result<(), String> {
+        for b in self.lasting() {
+            if let Some(id) = self.homes.of(b) {
+                self.arena.claim(id, Content { buffer: b, pass: 0, written: Written::default() })?;
             }
         }
-        self.held.insert(start, Held { end, tensor: id });
-        self.peak = self.peak.max(end);
+        // Every one must still be there when all are.
+        for b in self.lasting() {
+            let lost = self.homes.of(b).is_some_and(|id| self.arena.content(id).is_none());
+            if lost {
+                return Err(format!("{} shares memory with what lasts as long", self.name(b)));
+            }
+        }
         Ok(())
     }
 
-    fn holds(&self, id: TensorId) -> bool {
-        let t = &self.plan.tensors[id.0 as usize];
-        self.held.get(&t.offset).is_some_and(|h| h.tensor == id)
+    fn lasting(&self) -> Vec<BufferId> {
+        (0..self.program.buffers.len() as u32).map(BufferId).filter(|&b| self.versions.lasts(b)).collect()
     }
 
-    fn step(&mut self, at: usize, unit: u32) -> Result<(), Error> {
-        let micro = &self.plan.schedule.micro;
-        let step = if at < micro.len() { &micro[at] } else { &self.plan.schedule.update[at - micro.len()] };
-        let u = &self.program.units[unit as usize];
-        let kernel = &self.plan.kernels[step.kernel as usize].kernel;
-        if *kernel != u.kernel || step.args.len() != u.args.len() {
-            return Err(fail(format!("step {at} does not run the kernel of {}", u.site)));
-        }
-        let modes = kernel.args();
-        for ((arg, &id), b) in modes.iter().zip(&step.args).zip(&u.args) {
-            let complete = |(buffer, by): &(u32, Vec<u32>)| {
-                *buffer == b.0 && (arg.mode != Mode::Read || self.makers[b.0 as usize].iter().all(|m| by.contains(m)))
-            };
-            if arg.mode != Mode::Write && !(self.holds(id) && self.content.get(&id).is_some_and(complete)) {
-                let (tensor, want) = (&self.plan.tensors[id.0 as usize].name, &self.program.buffers[b.0 as usize].name);
-                return Err(fail(format!("step {at} ({}) reads {tensor}, which does not hold {want}", u.site)));
+    /// The trainer sets the control block and zeroes the gradients that are summed.
+    fn start_step(&mut self) -> Result<(), String> {
+        let zeroed = self.plan.zeroed_gradients();
+        for b in self.lasting() {
+            let Some(id) = self.homes.of(b) else { continue };
+            let sums = self.program.gradients.iter().any(|(_, g)| *g == b);
+            if sums && !zeroed.contains(&id) {
+                self.arena.forget(id);
+            } else if sums || self.program.buffers[b.0 as usize].role == Role::Control {
+                self.arena.claim(id, Content { buffer: b, pass: 0, written: Written::default() })?;
             }
         }
+        Ok(())
+    }
+
+    /// The trainer writes the inputs; what lasts must have been written by the micro-batch before as often as the program says.
+    fn start_micro(&mut self, number: u32) -> Result<(), String> {
+        self.pass += 1;
+        for b in self.lasting() {
+            let Some(id) = self.homes.of(b) else { continue };
+            if self.program.buffers[b.0 as usize].role == Role::Input {
+                self.arena.claim(id, Content { buffer: b, pass: 0, written: Written::default() })?;
+            } else if number > 0 {
+                self.renew(b, id, self.versions.of_micro(b))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn finish_step(&mut self) -> Result<(), String> {
+        for b in self.lasting() {
+            let input = self.program.buffers[b.0 as usize].role == Role::Input;
+            match self.homes.of(b) {
+                Some(id) if !input => self.renew(b, id, self.versions.of_step(b))?,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The version that the program leaves behind becomes the one that it finds.
+    fn renew(&mut self, b: BufferId, id: TensorId, writes: u32) -> Result<(), String> {
+        match self.arena.content(id) {
+            Some(c) if c.buffer == b && c.written.is_exactly(writes) => c.written = Written::default(),
+            Some(c) if c.buffer == b => return Err(format!("{} is not written as often as the program says", self.name(b))),
+            _ => return Err(format!("{} is lost before the step ends", self.name(b))),
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, at: usize, unit: u32) -> Result<(), String> {
+        let (plan, program) = (self.plan, self.program);
+        let micro = &plan.schedule.micro;
+        let step = if at < micro.len() { &micro[at] } else { &plan.schedule.update[at - micro.len()] };
+        let site = &program.unit(unit).site;
+        let named = |reason| format!("step {at} ({site}) {reason}");
+        self.reads(step, unit).map_err(named)?;
+        self.writes(step, unit).map_err(named)
+    }
+
+    fn reads(&mut self, step: &Step, unit: u32) -> Result<(), String> {
+        for (n, touch) in self.versions.touches(unit).iter().enumerate().filter(|(_, t)| t.mode != Mode::Write) {
+            let id = step.args[n];
+            let lasts = self.versions.lasts(touch.buffer);
+            let pass = self.pass;
+            let fits = self.arena.content(id).is_some_and(|c| {
+                let there = c.buffer == touch.buffer && (lasts || c.pass == pass);
+                there && self.versions.readable(unit, n, &c.written)
+            });
+            if !fits {
+                let tensor: &Tensor = self.plan.tensor(id);
+                return Err(format!("reads {}, which does not hold {} as the program has it there", tensor.name, self.name(touch.buffer)));
+            }
+        }
+        Ok(())
+    }
+
+    fn writes(&mut self, step: &Step, unit: u32) -> Result<(), String> {
         if let Some(scratch) = step.scratch {
-            self.claim(scratch)?;
+            self.arena.occupy(scratch)?;
         }
-        let written = modes.iter().zip(&step.args).zip(&u.args).filter(|((arg, _), _)| arg.mode != Mode::Read);
-        for ((_, &id), b) in written {
-            if !(self.holds(id) && self.content.get(&id).is_some_and(|(buffer, _)| *buffer == b.0)) {
-                self.claim(id)?;
-                self.content.insert(id, (b.0, vec![]));
+        for (n, touch) in self.versions.touches(unit).iter().enumerate().filter(|(_, t)| t.mode != Mode::Read) {
+            let (id, b) = (step.args[n], touch.buffer);
+            let pass = if self.versions.lasts(b) { 0 } else { self.pass };
+            match self.arena.content(id) {
+                Some(c) if c.buffer == b && c.pass == pass => self.versions.write(unit, n, &mut c.written),
+                _ => {
+                    let mut written = Written::default();
+                    self.versions.write(unit, n, &mut written);
+                    self.arena.claim(id, Content { buffer: b, pass, written })?;
+                }
             }
-            if let Some((_, by)) = self.content.get_mut(&id) {
-                by.push(unit);
-            }
         }
-        let all_held = step.args.iter().all(|&id| self.holds(id)) && step.scratch.is_none_or(|s| self.holds(s));
-        match all_held {
-            true => Ok(()),
-            false => Err(fail(format!("step {at} ({}) has arguments that overlap", u.site))),
-        }
+        let all = step.args.iter().chain(&step.scratch).all(|&id| self.arena.is_there(id));
+        if all { Ok(()) } else { Err("has arguments that overlap".into()) }
     }
 
-    /// Outputs and loss must be there when the step is over.
-    fn results(&self) -> Result<(), Error> {
-        let ports = self.plan.outputs.iter().map(|p| p.tensor).chain(self.plan.loss);
-        for id in ports.chain(self.plan.parameters.iter().map(|p| p.tensor)) {
-            if self.plan.tensors.len() <= id.0 as usize || !self.holds(id) {
-                return Err(fail(format!("tensor {} is lost before the step ends", id.0)));
+    /// Outputs, loss and gradients must be there, finished, when a micro-batch is over.
+    fn results(&mut self) -> Result<(), String> {
+        for (b, id) in self.homes.results.clone() {
+            let (lasts, pass, writes) = (self.versions.lasts(b), self.pass, self.versions.of_micro(b));
+            let done = self.arena.content(id).is_some_and(|c| c.buffer == b && (lasts || c.pass == pass) && c.written.is_exactly(writes));
+            if !done {
+                return Err(format!("{} is not there when a micro-batch ends", self.name(b)));
             }
         }
         Ok(())

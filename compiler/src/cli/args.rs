@@ -1,9 +1,19 @@
 //! The command line, defined once.
 
+use super::number::{named, number, whole};
 use super::size;
 use crate::quantity::Bytes;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use fp8c_runtime::data::TokenWidth;
+use fp8c_runtime::hyper::{BETA, CLIP, EPS, LEARNING_RATE, LossScaling, WEIGHT_DECAY};
+use fp8c_runtime::schedule::Shape;
 use std::path::PathBuf;
+
+/// Most CPU threads.
+const THREADS: u64 = fp8c_runtime::device::MAX_THREADS as u64;
+/// Largest size of a model that is made.
+const MAX_SIZE: u64 = crate::import::new::MAX_SIZE;
+const DEFAULT_BETA2: f64 = 0.999;
 
 /// Compiles models to training plans that fit a memory budget, and trains them.
 #[derive(Parser, Debug)]
@@ -69,11 +79,19 @@ pub enum EmitArg {
     Graph,
     Recognised,
     Joint,
-    Egraph,
+    Sections,
+    Forms,
     Schedule,
     Kernels,
     Ptx,
     Plan,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LabelsArg {
+    Auto,
+    Next,
+    Same,
 }
 
 /// How a model is read.
@@ -110,7 +128,7 @@ pub struct Compile {
     #[command(flatten)]
     pub model: ModelArgs,
     /// The memory budget of the device: 24G, 24GiB, 24GB or bytes.
-    #[arg(long, value_name = "SIZE", value_parser = size::parse, required_unless_present_any = ["emit", "infer"])]
+    #[arg(long, value_name = "SIZE", value_parser = size::parse, allow_hyphen_values = true, required_unless_present_any = ["emit", "infer"])]
     pub mem: Option<Bytes>,
     /// Where the plan goes; default: the model's name with .plan.
     #[arg(short, long, value_name = "PLAN")]
@@ -133,13 +151,13 @@ pub struct Compile {
     #[arg(long, value_enum)]
     pub opt_state: Option<StateArg>,
     /// Micro-batches whose gradients are summed before an update.
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    #[arg(long, default_value_t = 1, value_parser = whole::<u32>(1..=65536), allow_hyphen_values = true)]
     pub grad_accumulation: u32,
     /// Prints a stage instead of writing a plan.
     #[arg(long, value_enum)]
     pub emit: Option<EmitArg>,
-    /// CPU threads to plan scratch memory for; default: all.
-    #[arg(long)]
+    /// CPU threads to plan scratch memory for, where the target is a CPU; default: 8.
+    #[arg(long, value_parser = whole::<usize>(1..=THREADS), allow_hyphen_values = true)]
     pub threads: Option<usize>,
 }
 
@@ -149,56 +167,64 @@ pub struct Train {
     /// tokens.txt (bytes) | tokens.bin | NAME=FILE.npy, one for each input.
     #[arg(long, required = true)]
     pub data: Vec<String>,
-    #[arg(long)]
+    #[arg(long, value_parser = whole::<u64>(1..=u64::MAX), allow_hyphen_values = true)]
     pub steps: u64,
+    /// What `labels` gets from a token file: the next tokens, or the same tokens for a model that shifts them itself. auto: what the
+    /// model's loss wants.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub labels: LabelsArg,
+    /// Bits of a token in a .bin file without a header: 16 or 32. Default: the one that is possible.
+    #[arg(long, value_name = "BITS", value_parser = named::<TokenWidth>)]
+    pub token_width: Option<TokenWidth>,
     /// Step i takes rows [i*B, (i+1)*B), wrapping around.
     #[arg(long)]
     pub no_shuffle: bool,
     /// Parameters that match are not decayed; repeatable.
     #[arg(long, value_name = "GLOB")]
     pub no_decay: Vec<String>,
-    #[arg(long, default_value_t = 3e-4)]
+    #[arg(long, default_value_t = 3e-4, value_parser = number(LEARNING_RATE), allow_hyphen_values = true)]
     pub lr: f64,
     /// constant | cosine | linear | wsd
-    #[arg(long, default_value = "constant")]
-    pub schedule: String,
+    #[arg(long, default_value = "constant", value_parser = named::<Shape>)]
+    pub schedule: Shape,
     /// Steps of linear warm-up.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = whole::<u64>(0..=u64::MAX), allow_hyphen_values = true)]
     pub warmup: u64,
-    #[arg(long, default_value_t = 0.01)]
+    #[arg(long, default_value_t = 0.01, value_parser = number(WEIGHT_DECAY), allow_hyphen_values = true)]
     pub weight_decay: f64,
-    #[arg(long, value_delimiter = ',', num_args = 1..=2, default_values_t = [0.9, 0.999])]
-    pub betas: Vec<f64>,
-    #[arg(long, default_value_t = 1e-8)]
+    /// Decay of the first and the second moment.
+    #[arg(long, value_name = "B1,B2", default_value = "0.9,0.999", value_parser = betas, allow_hyphen_values = true)]
+    pub betas: [f64; 2],
+    #[arg(long, default_value_t = 1e-8, value_parser = number(EPS), allow_hyphen_values = true)]
     pub eps: f64,
     /// Largest gradient norm; none by default.
-    #[arg(long)]
+    #[arg(long, value_parser = number(CLIP), allow_hyphen_values = true)]
     pub grad_clip: Option<f64>,
     /// none | dynamic | a number. Default: none for f32 plans, dynamic for others.
-    #[arg(long)]
-    pub loss_scale: Option<String>,
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, value_parser = named::<LossScaling>, allow_hyphen_values = true)]
+    pub loss_scale: Option<LossScaling>,
+    #[arg(long, default_value_t = 0, value_parser = whole::<u64>(0..=u64::MAX), allow_hyphen_values = true)]
     pub seed: u64,
     /// One JSON object a step; default: the plan's name with .jsonl.
     #[arg(long, value_name = "FILE.jsonl")]
     pub log: Option<PathBuf>,
-    /// Folder for checkpoints.
+    /// Folder for checkpoints; default: beside the plan, its name with .checkpoints.
     #[arg(long, value_name = "DIR")]
     pub checkpoint: Option<PathBuf>,
     /// Steps between checkpoints; 0: only at the end.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = whole::<u64>(0..=u64::MAX), allow_hyphen_values = true)]
     pub every: u64,
     /// Checkpoints to keep.
-    #[arg(long, default_value_t = 2)]
+    #[arg(long, default_value_t = 2, value_parser = whole::<usize>(0..=u64::MAX), allow_hyphen_values = true)]
     pub keep: usize,
-    /// Goes on from the newest checkpoint of the folder.
-    #[arg(long, requires = "checkpoint")]
+    /// Goes on from the newest sound checkpoint of the folder.
+    #[arg(long)]
     pub resume: bool,
     /// auto | cpu | cuda:N
     #[arg(long, default_value = "auto")]
     pub device: String,
     /// CPU threads; default: what the plan was made for.
-    #[arg(long)]
+    #[arg(long, value_parser = whole::<usize>(1..=THREADS), allow_hyphen_values = true)]
     pub threads: Option<usize>,
 }
 
@@ -216,11 +242,11 @@ pub struct Run {
     /// Parameters from a checkpoint folder instead of the plan's.
     #[arg(long, value_name = "DIR")]
     pub checkpoint: Option<PathBuf>,
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = whole::<u64>(0..=u64::MAX), allow_hyphen_values = true)]
     pub seed: u64,
     #[arg(long, default_value = "auto")]
     pub device: String,
-    #[arg(long)]
+    #[arg(long, value_parser = whole::<usize>(1..=THREADS), allow_hyphen_values = true)]
     pub threads: Option<usize>,
 }
 
@@ -240,25 +266,35 @@ pub struct New {
     /// llama | gpt2
     pub family: String,
     /// 125m | 7b | 42b
-    #[arg(long)]
+    #[arg(long, value_parser = whole::<u64>(1..=MAX_SIZE), allow_hyphen_values = true)]
     pub preset: Option<String>,
-    #[arg(long)]
+    #[arg(long, value_parser = whole::<u64>(1..=MAX_SIZE), allow_hyphen_values = true)]
     pub layers: Option<u64>,
-    #[arg(long)]
+    #[arg(long, value_parser = whole::<u64>(1..=MAX_SIZE), allow_hyphen_values = true)]
     pub dim: Option<u64>,
-    #[arg(long)]
+    #[arg(long, value_parser = whole::<u64>(1..=MAX_SIZE), allow_hyphen_values = true)]
     pub heads: Option<u64>,
-    #[arg(long)]
+    #[arg(long, value_parser = whole::<u64>(1..=MAX_SIZE), allow_hyphen_values = true)]
     pub kv_heads: Option<u64>,
-    #[arg(long)]
+    #[arg(long, value_parser = whole::<u64>(1..=MAX_SIZE), allow_hyphen_values = true)]
     pub ffn: Option<u64>,
-    #[arg(long)]
+    #[arg(long, value_parser = whole::<u64>(1..=MAX_SIZE), allow_hyphen_values = true)]
     pub vocab: Option<u64>,
-    #[arg(long)]
+    #[arg(long, value_parser = whole::<u64>(1..=MAX_SIZE), allow_hyphen_values = true)]
     pub seq: Option<u64>,
-    #[arg(long)]
+    #[arg(long, value_parser = whole::<u64>(1..=MAX_SIZE), allow_hyphen_values = true)]
     pub batch: Option<u64>,
     /// Where the model goes; default: stdout.
     #[arg(short, long)]
     pub output: Option<PathBuf>,
+}
+
+/// Both moments' decay, or the first's alone.
+fn betas(text: &str) -> Result<[f64; 2], String> {
+    let parsed: Result<Vec<f64>, String> = text.split(',').map(|b| BETA.parse(b)).collect();
+    match parsed.as_deref() {
+        Ok([first]) => Ok([*first, DEFAULT_BETA2]),
+        Ok([first, second]) => Ok([*first, *second]),
+        _ => Err(format!("must be two numbers such as 0.9,0.999, each {BETA}")),
+    }
 }

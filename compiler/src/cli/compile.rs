@@ -1,20 +1,26 @@
 //! `fp8c compile` and `fp8c check`.
 
 use super::args::{Check, Compile, EmitArg, ModelArgs, OptimizerArg, PrecisionArg, ScaleArg, StateArg};
-use super::failure::Failure;
-use super::{Done, Output};
-use crate::compile::{CompileOptions, Compiled, compile as run_compile, stages};
+use super::failure::{Failure, any_of, unsupported};
+use super::{Done, Output, print, tell};
+use crate::compile::{CompileOptions, Compiled, THREADS, compile as run_compile, stages};
 use crate::cost::DeviceProfile;
 use crate::decide::policy::Policy;
 use crate::differentiate::Optimizer;
 use crate::import::{ImportOptions, LossSpec, ParameterOptions};
 use crate::precision::Precision;
 use crate::quantity::Bytes;
+use crate::sections::sections;
 use crate::{Error, emit, lower};
 use fp8c_kernels::DType;
+use fp8c_runtime::files::Replaces;
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Instant;
+
+/// Extents of a dimension.
+const EXTENTS: RangeInclusive<u64> = 1..=1 << 32;
 
 /// Compiles a model, or prints one of its stages.
 pub fn compile(a: &Compile, output: Output) -> Done {
@@ -23,37 +29,57 @@ pub fn compile(a: &Compile, output: Output) -> Done {
     if let Some(stage) = a.emit {
         return print_stage(a, stage, &options);
     }
-    let mut compiled = run_compile(&a.model.model, &options)?;
     let path = a.output.clone().unwrap_or_else(|| default_output(a));
+    // Before the work is done for it; a model or its weights are no plans, so no plan replaces them.
+    Replaces::Plan.check(&path)?;
+    let mut compiled = run_compile(&a.model.model, &options).map_err(|e| smaller(e, &options))?;
     emit::write(&mut compiled, &path)?;
     for note in &compiled.notes {
         output.say(format!("note: {note}"));
     }
     if output.json {
-        println!("{}", super::inspect::document(&compiled.plan));
+        print(super::inspect::document(&compiled.plan))?;
     } else if !output.quiet {
         summary(&compiled, &path, started.elapsed().as_secs_f64());
     }
     Ok(())
 }
 
+/// A refusal; for want of memory with what else would save some.
+fn smaller(e: Error, options: &CompileOptions) -> Failure {
+    let least = if let Error::Infeasible { least, .. } = &e { Some(least.0) } else { None };
+    let mut failure = Failure::from(e);
+    let savings = [
+        ("--opt-state bf16", options.state != DType::Bf16),
+        ("--precision fp8", options.precision != Precision::Fp8),
+        ("--optimizer sgd", options.optimizer == Optimizer::AdamW),
+    ];
+    if let Some(least) = least.filter(|_| !options.import.infer) {
+        let mut ways = vec![format!("--mem {least} or more"), "a smaller batch".into()];
+        ways.extend(savings.iter().filter(|(_, applies)| *applies).map(|(flag, _)| flag.to_string()));
+        failure.hint = Some(format!("compile with {}", any_of(&ways)));
+    }
+    failure
+}
+
 fn default_output(a: &Compile) -> PathBuf {
-    let stem = a.model.model.file_stem().map_or_else(|| "model".into(), |s| s.to_os_string());
-    PathBuf::from(stem).with_extension("plan")
+    let mut name = a.model.model.file_stem().map_or_else(|| "model".into(), |s| s.to_os_string());
+    name.push(".plan");
+    name.into()
 }
 
 fn summary(c: &Compiled, path: &std::path::Path, seconds: f64) {
     let (plan, r) = (&c.plan, &c.plan.report);
-    eprintln!("{} -> {} in {seconds:.1} s", plan.model, path.display());
-    eprintln!("  memory     {} planned, budget {}", Bytes(plan.arena_bytes), budget(plan.budget_bytes));
+    tell(format!("{} -> {} in {seconds:.1} s", plan.model, path.display()));
+    tell(format!("  memory     {} planned, budget {}", Bytes(plan.arena_bytes), budget(plan.budget_bytes)));
     if plan.loss.is_some() {
-        eprintln!("             {} in usual mixed precision with everything kept", Bytes(r.baseline_peak_bytes));
+        tell(format!("             {} in usual mixed precision with everything kept", Bytes(r.baseline_peak_bytes)));
         let get = |k: &str| Bytes(r.decisions.get(k).copied().unwrap_or(0));
-        eprintln!("  backward   keeps {} ({} of it in E4M3), recomputes {}", get("keep"), get("keep_e4m3"), get("recompute"));
+        tell(format!("  backward   keeps {} ({} of it in E4M3), recomputes {}", get("keep"), get("keep_e4m3"), get("recompute")));
         let again = 100.0 * r.predicted.recompute_seconds / r.predicted.step_seconds.max(1e-12);
-        eprintln!("  predicted  {:.3} s a step on {}, {again:.1}% of it recomputation", r.predicted.step_seconds, plan.target);
-        eprintln!("             at least {:.3} s: gap {:.2}%", r.certificate.lower_bound_seconds, 100.0 * r.certificate.gap);
-        eprintln!("             least budget {} ({} bytes)", Bytes(r.least_budget_bytes), r.least_budget_bytes);
+        tell(format!("  predicted  {:.3} s a step on {}, {again:.1}% of it recomputation", r.predicted.step_seconds, plan.target));
+        tell(format!("             at least {:.3} s: gap {:.2}%", r.certificate.lower_bound_seconds, 100.0 * r.certificate.gap));
+        tell(format!("             least budget {} ({} bytes)", Bytes(r.least_budget_bytes), r.least_budget_bytes));
     }
     let archs: Vec<&String> = plan.kernels.first().map(|k| k.launches.keys().collect()).unwrap_or_default();
     let archs = if archs.is_empty() {
@@ -61,11 +87,11 @@ fn summary(c: &Compiled, path: &std::path::Path, seconds: f64) {
     } else {
         format!("PTX for {}", archs.iter().map(|s| s.as_str()).collect::<Vec<_>>().join(", "))
     };
-    eprintln!(
+    tell(format!(
         "  kernels    {} distinct, {} launches a step, {archs}",
         plan.kernels.len(),
         plan.schedule.micro.len() + plan.schedule.update.len()
-    );
+    ));
 }
 
 fn budget(bytes: u64) -> String {
@@ -78,17 +104,20 @@ fn print_stage(a: &Compile, stage: EmitArg, options: &CompileOptions) -> Done {
         EmitArg::Graph => stages(path, options)?.imported.graph.to_string(),
         EmitArg::Recognised => stages(path, options)?.recognised.to_string(),
         EmitArg::Joint => stages(path, options)?.joint.to_string(),
+        EmitArg::Sections => {
+            let joint = stages(path, options)?.joint;
+            sections(&joint)?.print(&joint)
+        }
         EmitArg::Kernels => {
             let program = lower::lower(&stages(path, options)?.joint, lower::Options::default())?;
             lower::print(&program)
         }
-        EmitArg::Egraph => crate::text::egraph(&run_compile(path, options)?),
+        EmitArg::Forms => crate::compile::forms(path, options)?,
         EmitArg::Schedule => crate::text::schedule(&run_compile(path, options)?.plan),
         EmitArg::Ptx => run_compile(path, options)?.ptx.values().cloned().collect::<Vec<_>>().join("\n"),
         EmitArg::Plan => super::inspect::plan_json(&run_compile(path, options)?.plan),
     };
-    super::inspect::print(&text);
-    Ok(())
+    print(text.trim_end())
 }
 
 fn options(a: &Compile) -> Result<CompileOptions, Failure> {
@@ -109,8 +138,11 @@ fn options(a: &Compile) -> Result<CompileOptions, Failure> {
         OptimizerArg::Sgd => Optimizer::Sgd,
         OptimizerArg::Lion => Optimizer::Lion,
     };
+    if a.precision_policy.is_some() && precision != Precision::Fp8 {
+        return Err(Failure::usage("--precision-policy chooses formats of an fp8 plan, and this one is not", "add --precision fp8"));
+    }
     let policy = a.precision_policy.as_deref().map(Policy::read).transpose()?.unwrap_or_default();
-    let threads = a.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get())).clamp(1, 1024);
+    let threads = a.threads.unwrap_or(THREADS);
     Ok(CompileOptions {
         import: import_options(&a.model)?,
         budget: a.mem,
@@ -144,8 +176,11 @@ fn targets(given: &[String]) -> Result<(String, Vec<String>), Failure> {
 fn import_options(a: &ModelArgs) -> Result<ImportOptions, Failure> {
     let mut dims = BTreeMap::new();
     for d in &a.dim {
-        let bound = d.split_once('=').and_then(|(name, n)| Some((name.to_string(), n.parse::<u64>().ok().filter(|n| *n > 0)?)));
-        let (name, n) = bound.ok_or_else(|| Failure::usage(format!("'{d}' binds no dimension"), "write --dim batch=8"))?;
+        let bound = d.split_once('=').and_then(|(name, n)| Some((name.to_string(), n.parse().ok().filter(|n| EXTENTS.contains(n))?)));
+        let (name, n) = bound.ok_or_else(|| {
+            let rule = format!("--dim must be NAME=N, N a whole number from 1 to {}, not '{d}'", EXTENTS.end());
+            Failure::usage(rule, "write --dim batch=8")
+        })?;
         dims.insert(name, n);
     }
     let loss = a.loss.as_deref().map(str::parse::<LossSpec>).transpose().map_err(Error::Usage)?;
@@ -159,15 +194,21 @@ fn import_options(a: &ModelArgs) -> Result<ImportOptions, Failure> {
 
 /// Lists what a model needs and fp8c lacks.
 pub fn check(a: &Check, output: Output) -> Done {
-    let gaps = crate::import::check(&a.model.model, &import_options(&a.model)?)?;
+    let gaps = crate::import::check(&a.model.model, &import_options(&a.model)?).map_err(|e| match e {
+        Error::Graph { .. } => Failure::refused(e.to_string(), "mend this operator where the model is made, and export it again"),
+        other => other.into(),
+    })?;
     if output.json {
-        println!("{}", serde_json::json!({ "gaps": gaps }));
+        print(serde_json::json!({ "gaps": gaps }))?;
     }
     match gaps.is_empty() {
         true => {
             output.say(format!("{}: every operator compiles and has a gradient", a.model.model.display()));
             Ok(())
         }
-        false => Err(Error::Unsupported { gaps }.into()),
+        false => {
+            let hint = "replace these operators where the model is made, and export it again";
+            Err(Failure::refused(unsupported(&gaps), hint))
+        }
     }
 }

@@ -1,25 +1,18 @@
 //! `fp8c inspect`.
 
 use super::args::Inspect;
-use super::{Done, Output};
+use super::{Done, Output, print};
 use crate::quantity::Bytes;
-use fp8c_runtime::plan::{Plan, PlanFile};
+use fp8c_runtime::plan::{Labels, Plan, PlanFile};
 use serde_json::{Value, json};
-use std::io::Write;
 
 /// Shows a plan file.
 pub fn inspect(a: &Inspect, output: Output) -> Done {
     let file = PlanFile::open(&a.plan)?;
     match output.json {
-        true => print(&document(file.plan()).to_string()),
-        false => print(&text(file.plan())),
+        true => print(document(file.plan())),
+        false => print(text(file.plan())),
     }
-    Ok(())
-}
-
-/// Prints to stdout; a reader that has gone away is no error.
-pub fn print(text: &str) {
-    let _ = writeln!(std::io::stdout().lock(), "{}", text.trim_end());
 }
 
 /// The plan as its file has it.
@@ -36,7 +29,12 @@ pub fn document(plan: &Plan) -> Value {
     });
     let kernels =
         plan.kernels.iter().map(|k| json!({ "name": k.name, "family": k.kernel.family(), "archs": k.launches.keys().collect::<Vec<_>>() }));
-    let port = |p: &fp8c_runtime::plan::Port| json!({ "name": p.name, "dtype": p.dtype, "shape": p.shape });
+    let port = |p: &fp8c_runtime::plan::Port| {
+        let mut fields = json!({ "name": p.name, "dtype": p.dtype, "shape": p.shape });
+        let known = [("bound", json!(p.bound)), ("ignore", json!(p.ignore)), ("labels", json!(p.labels))];
+        known.into_iter().filter(|(_, v)| !v.is_null()).for_each(|(key, v)| fields[key] = v);
+        fields
+    };
     json!({
         "schema": plan.schema,
         "model": plan.model,
@@ -70,7 +68,9 @@ fn text(plan: &Plan) -> String {
     let budget = if plan.budget_bytes == u64::MAX { "none".into() } else { Bytes(plan.budget_bytes).to_string() };
     out.push(format!("memory      {} planned, budget {budget}, least {}", Bytes(plan.arena_bytes), Bytes(r.least_budget_bytes)));
     for p in &plan.inputs {
-        out.push(format!("input       {} {}{:?}", p.name, p.dtype, p.shape));
+        let range = p.bound.map_or(String::new(), |_| format!(", {}", p.allowed()));
+        let labels = p.labels.map_or("", |l| if l == Labels::Next { ", the next tokens" } else { ", the tokens themselves" });
+        out.push(format!("input       {} {}{:?}{range}{labels}", p.name, p.dtype, p.shape));
     }
     for p in &plan.outputs {
         out.push(format!("output      {} {}{:?}", p.name, p.dtype, p.shape));

@@ -5,13 +5,18 @@ mod compile;
 mod failure;
 mod inspect;
 mod new;
+mod number;
+mod output;
 mod run;
 mod size;
 mod train;
+mod usage;
 
 use args::{Cli, Command};
 use clap::Parser;
+use clap::error::ErrorKind;
 use failure::Failure;
+use output::{Output, print, printed, tell};
 use std::process::ExitCode;
 
 /// Parses the command line and runs it.
@@ -21,13 +26,11 @@ pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) => {
-            if !e.use_stderr() {
+            if !e.use_stderr() || e.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
                 // Help and version are answers.
-                let _ = e.print();
-                return ExitCode::SUCCESS;
+                return status(printed(e.print()));
             }
-            eprintln!("{}", Failure::from(e));
-            return ExitCode::from(2);
+            return status(Err(Failure::from(e)));
         }
     };
     let output = Output { json: cli.json, quiet: cli.quiet || cli.json };
@@ -40,27 +43,15 @@ pub fn main() -> ExitCode {
         Command::New(a) => new::new(a),
         Command::Devices => run::devices(output),
     };
+    status(done)
+}
+
+fn status(done: Done) -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("{failure}");
+            tell(&failure);
             ExitCode::from(failure.status)
-        }
-    }
-}
-
-/// How results are printed.
-#[derive(Clone, Copy, Debug)]
-pub struct Output {
-    pub json: bool,
-    pub quiet: bool,
-}
-
-impl Output {
-    /// Prints a message to stderr unless quiet.
-    pub fn say(&self, message: impl std::fmt::Display) {
-        if !self.quiet {
-            eprintln!("{message}");
         }
     }
 }

@@ -1,11 +1,13 @@
 //! `fp8c new`.
 
-use super::Done;
 use super::args::New;
 use super::failure::Failure;
+use super::{Done, print};
 use crate::Error;
 use crate::import::json;
 use crate::import::new::{Family, Request, Sizes, new as make};
+use fp8c_runtime::files::{Replaces, write_aside};
+use std::io::Write;
 
 /// Writes a JSON model of a family.
 pub fn new(a: &New) -> Done {
@@ -26,10 +28,11 @@ pub fn new(a: &New) -> Done {
     let sizes = Sizes::of(family, &request).map_err(|e| Failure::usage(e, hint))?;
     let text = json::write(&make(family, &sizes)).map_err(Error::Usage)?;
     match &a.output {
-        Some(path) => std::fs::write(path, text).map_err(|source| Error::Io { path: path.clone(), source }.into()),
-        None => {
-            super::inspect::print(&text);
-            Ok(())
+        Some(path) => {
+            Replaces::Model.check(path)?;
+            let io = |source| fp8c_runtime::Error::Io { path: path.clone(), source };
+            write_aside(path, |out| out.write_all(text.as_bytes()).map_err(io)).map_err(Failure::from)
         }
+        None => print(text.trim_end()),
     }
 }

@@ -5,7 +5,7 @@ use crate::quantity::Bytes;
 /// Parses `24G`, `24GiB` (24 * 2^30 bytes), `24GB` (24 * 10^9) or a bare number of bytes.
 ///
 /// # Errors
-/// A sentence that shows the accepted forms.
+/// A sentence without a subject that shows the accepted forms.
 pub fn parse(text: &str) -> Result<Bytes, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
@@ -22,7 +22,7 @@ pub fn parse(text: &str) -> Result<Bytes, String> {
     let value = number.parse::<f64>().ok().zip(scale).map(|(n, s)| n * s as f64);
     match value {
         Some(v) if v.is_finite() && v >= 0.0 && v < u64::MAX as f64 => Ok(Bytes(v as u64)),
-        _ => Err(format!("'{text}' is not a size; write 24G or 24GiB (2^30), 24GB (10^9), 512M, or a number of bytes")),
+        _ => Err("must be a size: 24G or 24GiB (2^30), 24GB (10^9), 512M, or a number of bytes".into()),
     }
 }
 

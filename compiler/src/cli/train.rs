@@ -1,18 +1,21 @@
 //! `fp8c train`.
 
-use super::args::Train;
-use super::failure::Failure;
-use super::{Done, Output};
+use super::args::{LabelsArg, Train};
+use super::failure::{Failure, any_of};
+use super::{Done, Output, print};
 use crate::quantity::Bytes;
-use fp8c_runtime::data::{Loader, Order};
+use fp8c_runtime::Error;
+use fp8c_runtime::data::{DataOptions, Loader, Order};
 use fp8c_runtime::device::DeviceChoice;
+use fp8c_runtime::files::Replaces;
 use fp8c_runtime::hyper::{Hyper, LossScaling};
-use fp8c_runtime::plan::PlanFile;
-use fp8c_runtime::schedule::{LrSchedule, Shape};
+use fp8c_runtime::plan::{Labels, PlanFile};
+use fp8c_runtime::schedule::LrSchedule;
 use fp8c_runtime::session::{Session, SessionOptions};
-use fp8c_runtime::trainer::{CheckpointOptions, Summary, TrainOptions, train as run_train};
+use fp8c_runtime::trainer::{CheckpointOptions, Earlier, Event, Summary, TrainOptions, train as run_train};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -22,49 +25,97 @@ pub fn train(a: &Train, output: Output) -> Done {
     let plan = file.plan();
     let device: DeviceChoice = a.device.parse()?;
     let options = options(a, plan.precision.as_str())?;
-    let order = if a.no_shuffle { Order::Sequential } else { Order::Shuffled { seed: a.seed } };
-    let loader = Loader::open(plan, &a.data, order)?;
+    if let Some(log) = &options.log {
+        // Before the work is done for it.
+        Replaces::Log.check(log)?;
+    }
+    let loader = Loader::open(plan, &a.data, data_options(a))?;
     loader.notes().iter().for_each(|note| output.say(format!("note: {note}")));
     let mut session = Session::new(&file, SessionOptions { device, threads: a.threads, seed: a.seed })?;
     let stop = stop_flag()?;
     let bar = bar(a.steps, output);
-    let summary = run_train(&mut session, &loader, &options, &stop, &mut |m| {
-        bar.set_position(m.step);
-        bar.set_message(format!("loss {:.4}  {:.0} tokens/s  {}", m.loss, m.tokens_per_second, Bytes(m.arena_peak_bytes)));
+    let summary = run_train(&mut session, &loader, &options, &stop, &mut |event| match event {
+        Event::Step(m) => {
+            bar.set_position(m.step);
+            bar.set_message(format!("loss {:.4}  {:.0} tokens/s  {}", m.loss, m.tokens_per_second, Bytes(m.arena_peak_bytes)));
+        }
+        Event::Note(note) => bar.suspend(|| output.say(format!("note: {note}"))),
     });
     bar.finish_and_clear();
-    report(&summary?, plan, &session.device(), &options, output);
-    Ok(())
+    let summary = summary.map_err(|e| calmer(e, &options))?;
+    report(&summary, plan, &session.device(), &options, output)
+}
+
+/// A failure; of a training that diverged with what else would steady it.
+fn calmer(e: Error, options: &TrainOptions) -> Failure {
+    let diverged = matches!(e, Error::Diverged(_));
+    let mut failure = Failure::from(e);
+    let steadier = [
+        ("a lower --lr", true),
+        ("a longer --warmup", true),
+        ("--grad-clip 1", options.hyper.clip.is_none()),
+        ("--loss-scale dynamic", options.hyper.loss_scaling != LossScaling::Dynamic),
+    ];
+    if diverged {
+        let ways: Vec<String> = steadier.iter().filter(|(_, applies)| *applies).map(|(way, _)| way.to_string()).collect();
+        failure.hint = Some(format!("train with {}", any_of(&ways)));
+    }
+    failure
+}
+
+fn data_options(a: &Train) -> DataOptions {
+    let order = if a.no_shuffle { Order::Sequential } else { Order::Shuffled { seed: a.seed } };
+    let labels = match a.labels {
+        LabelsArg::Auto => None,
+        LabelsArg::Next => Some(Labels::Next),
+        LabelsArg::Same => Some(Labels::Same),
+    };
+    DataOptions { order, labels, width: a.token_width }
 }
 
 fn options(a: &Train, precision: &str) -> Result<TrainOptions, Failure> {
-    let loss_scaling = match &a.loss_scale {
-        Some(text) => text.parse::<LossScaling>()?,
-        None => LossScaling::default_for(precision),
-    };
-    let beta = |i: usize| a.betas.get(i).copied().unwrap_or([0.9, 0.999][i]);
-    let hyper =
-        Hyper { learning_rate: a.lr, betas: [beta(0), beta(1)], eps: a.eps, weight_decay: a.weight_decay, clip: a.grad_clip, loss_scaling };
+    let loss_scaling = a.loss_scale.unwrap_or_else(|| LossScaling::default_for(precision));
+    let hyper = Hyper { learning_rate: a.lr, betas: a.betas, eps: a.eps, weight_decay: a.weight_decay, clip: a.grad_clip, loss_scaling };
     hyper.validate()?;
-    let shape: Shape = a.schedule.parse()?;
-    let checkpoint = a.checkpoint.clone().map(|folder| CheckpointOptions {
-        folder,
+    // The result is kept in any case. Where nobody named a place for it, an earlier one must not be in the way.
+    let earlier = match (a.resume, &a.checkpoint) {
+        (true, _) => Earlier::Resume,
+        (false, Some(_)) => Earlier::Refuse,
+        (false, None) => Earlier::SetAside,
+    };
+    let checkpoint = CheckpointOptions {
+        folder: a.checkpoint.clone().unwrap_or_else(|| a.plan.with_file_name(named_after(&a.plan, ".checkpoints"))),
         every: (a.every > 0).then_some(a.every),
         keep: (a.keep > 0).then_some(a.keep),
-        resume: a.resume,
-    });
-    let log = a.log.clone().unwrap_or_else(|| default_log(a));
+        earlier,
+    };
+    let log = a.log.clone().unwrap_or_else(|| named_after(&a.plan, ".jsonl").into());
     Ok(TrainOptions {
         hyper,
-        schedule: LrSchedule { shape, peak: a.lr, warmup: a.warmup, steps: a.steps },
+        schedule: LrSchedule { shape: a.schedule, peak: a.lr, warmup: a.warmup, steps: a.steps },
         no_decay: a.no_decay.clone(),
+        data: describe(a),
         log: Some(log),
-        checkpoint,
+        checkpoint: Some(checkpoint),
     })
 }
 
-fn default_log(a: &Train) -> PathBuf {
-    PathBuf::from(a.plan.file_stem().unwrap_or(a.plan.as_os_str())).with_extension("jsonl")
+/// The plan's name with another ending, without its folder.
+fn named_after(plan: &Path, ending: &str) -> OsString {
+    let mut name = plan.file_stem().unwrap_or(plan.as_os_str()).to_os_string();
+    name.push(ending);
+    name
+}
+
+/// The data by name and size, so that other data is noticed when a training is resumed.
+fn describe(a: &Train) -> String {
+    let one = |spec: &String| {
+        let path = Path::new(spec.split_once('=').map_or(spec.as_str(), |(_, file)| file));
+        let bytes = std::fs::metadata(path).map_or(0, |about| about.len());
+        format!("{} ({bytes} bytes)", path.file_name().unwrap_or(path.as_os_str()).display())
+    };
+    let order = if a.no_shuffle { "in order" } else { "shuffled" };
+    format!("{} {order}", a.data.iter().map(one).collect::<Vec<_>>().join(", "))
 }
 
 /// Set by the first SIGINT or SIGTERM: the step under way is finished and saved. A second signal ends the process at once.
@@ -90,17 +141,13 @@ fn bar(steps: u64, output: Output) -> ProgressBar {
     bar
 }
 
-fn report(s: &Summary, plan: &fp8c_runtime::plan::Plan, device: &str, options: &TrainOptions, output: Output) {
+fn report(s: &Summary, plan: &fp8c_runtime::plan::Plan, device: &str, options: &TrainOptions, output: Output) -> Done {
     if output.json {
-        println!(
-            "{}",
-            serde_json::json!({
-                "step": s.step, "first_loss": s.first_loss, "last_loss": s.last_loss, "skipped": s.skipped, "seconds": s.seconds,
-                "planned_peak_bytes": plan.arena_bytes, "arena_peak_bytes": s.arena_peak_bytes, "peak_rss_bytes": s.peak_rss_bytes,
-                "stopped": s.stopped, "resumed_from": s.resumed_from, "log": options.log, "checkpoint": s.checkpoint,
-            })
-        );
-        return;
+        return print(serde_json::json!({
+            "step": s.step, "first_loss": s.first_loss, "last_loss": s.last_loss, "skipped": s.skipped, "seconds": s.seconds,
+            "planned_peak_bytes": plan.arena_bytes, "arena_peak_bytes": s.arena_peak_bytes, "peak_rss_bytes": s.peak_rss_bytes,
+            "stopped": s.stopped, "resumed_from": s.resumed_from, "log": options.log, "checkpoint": s.checkpoint,
+        }));
     }
     let loss = |l: Option<f64>| l.map_or("-".into(), |l| format!("{l:.4}"));
     let word = if s.stopped { "stopped" } else { "done" };
@@ -117,4 +164,5 @@ fn report(s: &Summary, plan: &fp8c_runtime::plan::Plan, device: &str, options: &
     if let Some(checkpoint) = &s.checkpoint {
         output.say(format!("  checkpoint  {}", checkpoint.display()));
     }
+    Ok(())
 }

@@ -1,31 +1,11 @@
 //! Which products may run in which format.
 
 use crate::Error;
+use crate::graph::Pass;
+use fp8c_runtime::files::Input;
 use globset::{Glob, GlobMatcher};
 use serde::Deserialize;
 use std::path::Path;
-
-/// One of the three products of a linear layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Pass {
-    /// Y = X W
-    Fprop,
-    /// dX = dY W^T
-    Dgrad,
-    /// dW = X^T dY
-    Wgrad,
-}
-
-impl Pass {
-    pub fn name(self) -> &'static str {
-        match self {
-            Pass::Fprop => "fprop",
-            Pass::Dgrad => "dgrad",
-            Pass::Wgrad => "wgrad",
-        }
-    }
-}
 
 /// What a linear layer is for, as far as the default policy cares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,17 +46,28 @@ impl Policy {
     /// Reads a policy file: a JSON list of `{"layer": GLOB, "pass": "fprop|dgrad|wgrad", "format": "e4m3|bf16|f32"}`.
     ///
     /// # Errors
-    /// [`Error::Io`] without the file, [`Error::Usage`] for what is no policy.
+    /// [`Error::Runtime`] without the file, [`Error::Usage`] for what is no policy.
     pub fn read(path: &Path) -> Result<Self, Error> {
-        let text = std::fs::read_to_string(path).map_err(|source| Error::Io { path: path.into(), source })?;
+        let text = Input::open(path)?.read_all()?;
         let usage = |reason: String| Error::Usage(format!("{}: {reason}", path.display()));
-        let lines: Vec<Line> = serde_json::from_str(&text).map_err(|e| usage(format!("is no precision policy: {e}")))?;
+        let lines: Vec<Line> = serde_json::from_slice(&text).map_err(|e| usage(format!("is no precision policy: {e}")))?;
         let compiled = lines.into_iter().map(|line| match (Glob::new(&line.layer), line.format) {
             (_, Format::F32) => Err(usage("asks for f32 in an fp8 plan; use bf16, or compile with --precision f32".into())),
             (Ok(glob), format) => Ok((glob.compile_matcher(), line.pass, format)),
             (Err(e), _) => Err(usage(format!("has a glob that is none: {e}"))),
         });
         Ok(Policy { lines: compiled.collect::<Result<_, _>>()? })
+    }
+
+    /// Refuses a line whose glob matches none of these layers.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] with the layers most like it.
+    pub fn check(&self, layers: &[&str]) -> Result<(), Error> {
+        let Some((idle, ..)) = self.lines.iter().find(|(glob, ..)| !layers.iter().any(|l| glob.is_match(l))) else { return Ok(()) };
+        let glob = idle.glob().glob();
+        let near = fp8c_runtime::names::nearest(glob, layers.iter().copied());
+        Err(Error::Usage(format!("the precision policy's layer {glob:?} matches no linear layer of the model{near}")))
     }
 
     /// The format of a product: `layer` is the module path, `first_block` as in [`super::sites::Site`].

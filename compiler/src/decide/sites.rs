@@ -1,16 +1,17 @@
 //! The products of linear layers in a joint graph: which node is which pass of which layer.
 
-use super::policy::{LayerKind, Pass};
-use crate::graph::{Epoch, Expr, Graph, NodeId, Op, ValueId};
-use std::collections::{HashMap, HashSet};
+use super::policy::LayerKind;
+use crate::Error;
+use crate::graph::{Expr, Graph, Node, NodeId, Op, Pass, ValueId};
+use crate::sections::sections;
+use std::collections::HashMap;
 
 /// A product with a weight, or of its gradient.
 #[derive(Clone, Debug)]
 pub struct Site {
     pub node: NodeId,
-    pub pass: Pass,
     pub kind: LayerKind,
-    /// In the block that reads the embeddings: no linear layer comes before it, or one of its block has none before it.
+    /// No linear layer comes before it, or it is in the first of several equal blocks.
     pub first_block: bool,
     /// The left operand, and whether it is read transposed: `[m, k]` when not.
     pub a: (ValueId, bool),
@@ -25,54 +26,43 @@ pub fn layer_of(site: &str) -> &str {
     site.rsplit_once('/').map_or(site, |(path, _)| path)
 }
 
-/// The block that a site belongs to, where its path has a number: the path up to the first one.
-pub fn block_of(site: &str) -> Option<&str> {
-    let path = layer_of(site);
-    let mut end = 0;
-    for part in path.split_inclusive(['.', '/']) {
-        end += part.len();
-        let name = part.trim_end_matches(['.', '/']);
-        if !name.is_empty() && name.bytes().all(|b| b.is_ascii_digit()) {
-            return Some(path[..end].trim_end_matches(['.', '/']));
-        }
-    }
-    None
-}
-
 /// Finds every product of a linear layer whose operands are matrices (leading axes of the left one flatten).
-pub fn sites(graph: &Graph) -> Vec<Site> {
-    let users = users(graph);
-    let mut kinds: HashMap<&str, (LayerKind, bool)> = HashMap::new();
-    let mut first_block: HashSet<&str> = HashSet::new();
+///
+/// # Errors
+/// As [`sections`].
+pub fn sites(graph: &Graph) -> Result<Vec<Site>, Error> {
+    let (users, sections) = (graph.users(), sections(graph)?);
+    let mut layers: HashMap<NodeId, (LayerKind, bool)> = HashMap::new();
     // For each value: whether a linear layer went into it.
     let mut behind = vec![false; graph.values.len()];
     let mut out = vec![];
-    for (n, node) in graph.nodes.iter().enumerate() {
+    for (n, node) in (0..).map(NodeId).zip(&graph.nodes) {
         let later = node.inputs.iter().any(|v| behind[v.index()]);
         node.results.iter().for_each(|r| behind[r.index()] = later);
-        let Op::Matmul { trans_a, trans_b, .. } = node.op else { continue };
-        let Some((a, b)) = matrices(graph, node.inputs[0], trans_a, node.inputs[1], trans_b) else { continue };
+        let Some((a, b)) = operands(graph, node) else { continue };
         let (wa, wb) = (weight_of(graph, a.0).is_some(), weight_of(graph, b.0));
-        let (pass, weight) = match (node.epoch, wa, wb.is_some()) {
-            (Epoch::Forward, false, true) => {
+        let weight = match (node.pass, wa, wb.is_some()) {
+            (Pass::Fprop, false, true) => {
                 let kind = kind(graph, &users, a.0, node.results[0], wb);
-                let block = block_of(&node.site).filter(|_| kind != LayerKind::Head);
-                if !later {
-                    first_block.extend(block);
-                }
-                kinds.insert(&node.site, (kind, !later || block.is_some_and(|b| first_block.contains(b))));
+                layers.insert(n, (kind, !later || sections.in_first_block(n)));
                 behind[node.results[0].index()] = true;
-                (Pass::Fprop, true)
+                true
             }
-            (Epoch::Backward, false, true) => (Pass::Dgrad, true),
-            (Epoch::Backward, false, false) => (Pass::Wgrad, false),
+            (Pass::Dgrad, false, true) => true,
+            (Pass::Wgrad, false, false) => false,
             _ => continue,
         };
-        if let Some(&(kind, first_block)) = kinds.get(node.site.as_ref()) {
-            out.push(Site { node: NodeId(n as u32), pass, kind, first_block, a, b, weight });
+        if let Some(&(kind, first_block)) = layers.get(&node.origin) {
+            out.push(Site { node: n, kind, first_block, a, b, weight });
         }
     }
-    out
+    Ok(out)
+}
+
+/// The operands of a product of matrices.
+fn operands(graph: &Graph, node: &Node) -> Option<(Operand, Operand)> {
+    let Op::Matmul { trans_a, trans_b, .. } = node.op else { return None };
+    matrices(graph, node.inputs[0], trans_a, node.inputs[1], trans_b)
 }
 
 type Operand = (ValueId, bool);
@@ -104,16 +94,8 @@ pub fn weight_of(graph: &Graph, v: ValueId) -> Option<usize> {
     }
 }
 
-fn users(graph: &Graph) -> Vec<Vec<NodeId>> {
-    let mut users = vec![vec![]; graph.values.len()];
-    for (n, node) in graph.nodes.iter().enumerate() {
-        node.inputs.iter().for_each(|v| users[v.index()].push(NodeId(n as u32)));
-    }
-    users
-}
-
 fn kind(graph: &Graph, users: &[Vec<NodeId>], input: ValueId, output: ValueId, weight: Option<usize>) -> LayerKind {
-    let embeds = |n: &crate::graph::Node| n.op == Op::Take && weight_of(graph, n.inputs[0]) == weight && weight.is_some();
+    let embeds = |n: &Node| n.op == Op::Take && weight_of(graph, n.inputs[0]) == weight && weight.is_some();
     if graph.nodes.iter().any(embeds) || leads_to_loss(graph, users, output) {
         return LayerKind::Head;
     }
@@ -134,7 +116,7 @@ fn leads_to_loss(graph: &Graph, users: &[Vec<NodeId>], from: ValueId) -> bool {
     let mut open = vec![from];
     let mut seen = std::collections::HashSet::new();
     while let Some(v) = open.pop() {
-        for &u in users[v.index()].iter().filter(|u| graph.node(**u).epoch == Epoch::Forward) {
+        for &u in users[v.index()].iter().filter(|u| graph.node(**u).pass == Pass::Fprop) {
             let node = graph.node(u);
             match &node.op {
                 Op::CrossEntropy(_) | Op::Softmax { log: true } => return true,
@@ -145,17 +127,4 @@ fn leads_to_loss(graph: &Graph, users: &[Vec<NodeId>], from: ValueId) -> bool {
         }
     }
     false
-}
-
-#[cfg(test)]
-mod tests {
-    use super::block_of;
-
-    #[test]
-    fn a_block_is_the_path_up_to_its_number() {
-        assert_eq!(block_of("m.model.layers.0.self_attn.q_proj/node_linear"), Some("m.model.layers.0"));
-        assert_eq!(block_of("/h.11/mlp/c_fc/MatMul"), Some("/h.11"));
-        assert_eq!(block_of("lm_head/node_7"), None, "a node's own number is no block's");
-        assert_eq!(block_of("node_7"), None);
-    }
 }

@@ -1,6 +1,7 @@
 //! The driver: visits nodes, keeps gradients, adds contributions.
 
 use super::*;
+use crate::graph::edit::Rewrite;
 use fp8c_kernels::program::{Binary, Fold};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -29,7 +30,10 @@ pub(super) struct Backward {
     /// By forward value: no input reaches it.
     parameter_side: Vec<bool>,
     partials: HashMap<ValueId, Partial>,
-    /// The site that new nodes get.
+    /// Parts of gradients of what is not on the parameter side.
+    dgrads: Vec<ValueId>,
+    /// The node being differentiated, and its site.
+    at: NodeId,
     site: Arc<str>,
     /// Sums each parameter's gradient over micro-batches.
     accumulate: bool,
@@ -57,13 +61,16 @@ impl Backward {
             }
         }
         let forward = graph.nodes.len();
-        Backward { graph, forward, needs, parameter_side, partials: HashMap::new(), site: "".into(), accumulate, made: HashMap::new() }
+        let (partials, made) = (HashMap::new(), HashMap::new());
+        Backward { graph, forward, needs, parameter_side, partials, dgrads: vec![], at: NodeId(0), site: "".into(), accumulate, made }
     }
 
     /// Writes the backward pass.
     pub fn run(&mut self, loss: ValueId) -> Result<(), Error> {
+        self.at = self.graph.values[loss.index()].node;
         self.site = self.graph.def(loss).site.clone();
         let seed = loss::seed(self, loss)?;
+        self.dgrads.push(seed);
         self.partials.insert(loss, Partial { whole: Some(seed), pieces: vec![] });
         // How many readers of each node's results are still to be visited.
         let mut waiting = vec![0usize; self.forward];
@@ -99,7 +106,7 @@ impl Backward {
 
     fn visit(&mut self, n: usize) -> Result<(), Error> {
         let node = self.graph.nodes[n].clone();
-        self.site = node.site.clone();
+        (self.at, self.site) = (NodeId(n as u32), node.site.clone());
         let mut grads = vec![];
         for &v in &node.results {
             grads.push(self.take_gradient(v)?);
@@ -175,8 +182,9 @@ impl Backward {
         if let Some(results) = self.made.get(&key) {
             return Ok(results.clone());
         }
-        let site = self.site.clone();
-        let results = self.graph.add(key.0.clone(), inputs, Epoch::Backward, &site)?;
+        // Which gradients of parameters alone need it is known in the end.
+        let from = Provenance { pass: Pass::Wgrad, origin: Some(self.at), site: self.site.clone() };
+        let results = self.graph.add(key.0.clone(), inputs, &from)?;
         self.made.insert(key, results.clone());
         Ok(results)
     }
@@ -197,7 +205,7 @@ impl Backward {
         let node = self.graph.def(v);
         match node.op.clone() {
             Op::Map(e, DType::F32) if e == Expr::identity() && self.graph.ty(node.inputs[0]).dtype == DType::Bf16 => Ok(node.inputs[0]),
-            op @ (Op::Reshape(_) | Op::Transpose(_) | Op::Broadcast(_)) if node.epoch == Epoch::Backward => {
+            op @ (Op::Reshape(_) | Op::Transpose(_) | Op::Broadcast(_)) if node.epoch() == Epoch::Backward => {
                 let source = node.inputs[0];
                 let narrow = self.unwidened(source)?;
                 if narrow == source { Ok(v) } else { self.emit(op, &[narrow]) }
@@ -247,6 +255,9 @@ impl Backward {
         let shape = self.shape(to);
         let summed = self.sum_to(gradient, &shape)?;
         let cast = self.cast(summed, self.dtype(to))?;
+        if !self.parameter_side[to.index()] {
+            self.dgrads.push(cast);
+        }
         let before = self.partials.entry(to).or_default().whole;
         let whole = match before {
             Some(before) => self.emit(Op::Map(Expr::binary(Binary::Add), self.dtype(to)), &[before, cast])?,
@@ -260,6 +271,9 @@ impl Backward {
     pub fn contribute_piece(&mut self, to: ValueId, axis: usize, start: u64, gradient: ValueId) -> Result<(), Error> {
         if self.needs(to) {
             let value = self.cast(gradient, self.dtype(to))?;
+            if !self.parameter_side[to.index()] {
+                self.dgrads.push(value);
+            }
             self.partials.entry(to).or_default().pieces.push(Piece { axis, start, value });
         }
         Ok(())
@@ -290,23 +304,32 @@ impl Backward {
         Ok(self.partials.remove(&v).and_then(|p| p.whole))
     }
 
-    /// Readers of a value whose gradient was masked read the value itself.
-    fn unmask(&mut self) {
-        let mut to: Vec<ValueId> = (0..self.graph.values.len() as u32).map(ValueId).collect();
-        for node in &mut self.graph.nodes {
-            node.inputs.iter_mut().for_each(|v| *v = to[v.index()]);
-            if node.op == Op::MaskGradient {
-                to[node.results[0].index()] = node.inputs[0];
+    /// Gives what a gradient of more than parameters needs its pass; the rest serves parameters' gradients alone.
+    fn passes(&mut self) {
+        let mut wanted = vec![false; self.graph.values.len()];
+        self.dgrads.iter().for_each(|v| wanted[v.index()] = true);
+        for node in self.graph.nodes.iter_mut().rev().filter(|n| n.pass == Pass::Wgrad) {
+            if node.results.iter().any(|v| wanted[v.index()]) {
+                node.pass = Pass::Dgrad;
+                node.inputs.iter().for_each(|v| wanted[v.index()] = true);
             }
         }
-        let results = self.graph.outputs.iter_mut().map(|o| &mut o.value).chain(&mut self.graph.loss);
-        results.chain(self.graph.gradients.iter_mut().map(|g| &mut g.value)).for_each(|v| *v = to[v.index()]);
     }
 
-    /// The joint graph, gradients in the parameters' order.
+    /// The joint graph, gradients in the parameters' order. Readers of a value whose gradient was masked read the value itself.
     pub fn finish(mut self) -> Result<Graph, Error> {
         self.graph.gradients.sort_by_key(|g| g.parameter);
-        self.unmask();
-        Ok(self.graph.sources_first()?.0)
+        self.passes();
+        let (sources, rest): (Vec<NodeId>, Vec<NodeId>) =
+            (0..self.graph.nodes.len() as u32).map(NodeId).partition(|&n| self.graph.node(n).op.is_source());
+        let mut rewrite = Rewrite::new(&self.graph);
+        for n in [sources, rest].concat() {
+            let node = self.graph.node(n);
+            match node.op {
+                Op::MaskGradient => rewrite.set(node.results[0], rewrite.get(node.inputs[0])?),
+                _ => rewrite.copy(n)?,
+            }
+        }
+        Ok(rewrite.finish()?.0)
     }
 }

@@ -78,7 +78,7 @@ impl Case {
     }
 
     fn add_all(&mut self, op: Op, inputs: &[ValueId]) -> Vec<ValueId> {
-        self.graph.add(op, inputs, Epoch::Forward, &"test".into()).unwrap()
+        self.graph.add_forward(op, inputs, &"test".into()).unwrap()
     }
 
     /// Makes a loss of a value: its sum, weighted at random, so that no two elements count alike.

@@ -8,15 +8,30 @@ impl Graph {
     ///
     /// # Errors
     /// What [`Op::infer`] says of the inputs' types.
-    pub fn add(&mut self, op: Op, inputs: &[ValueId], epoch: Epoch, site: &Arc<str>) -> Result<Vec<ValueId>, Error> {
+    pub fn add(&mut self, op: Op, inputs: &[ValueId], from: &Provenance) -> Result<Vec<ValueId>, Error> {
         let types: Vec<&TensorType> = inputs.iter().map(|&v| self.ty(v)).collect();
-        let results = op.infer(&types, &self.parameters).map_err(|reason| Error::graph(site, reason))?;
+        let results = op.infer(&types, &self.parameters).map_err(|reason| Error::graph(&from.site, reason))?;
         let node = NodeId(self.nodes.len() as u32);
         let first = self.values.len() as u32;
         let ids: Vec<ValueId> = (0..results.len() as u32).map(|i| ValueId(first + i)).collect();
         self.values.extend(results.into_iter().enumerate().map(|(i, ty)| Value { ty, node, result: i as u32 }));
-        self.nodes.push(Node { op, inputs: inputs.to_vec(), results: ids.clone(), epoch, site: site.clone() });
+        let (pass, origin, site) = (from.pass, from.origin.unwrap_or(node), from.site.clone());
+        self.nodes.push(Node { op, inputs: inputs.to_vec(), results: ids.clone(), pass, origin, site });
         Ok(ids)
+    }
+
+    /// Appends a node of the forward pass and returns its results.
+    ///
+    /// # Errors
+    /// As [`Graph::add`].
+    pub fn add_forward(&mut self, op: Op, inputs: &[ValueId], site: &Arc<str>) -> Result<Vec<ValueId>, Error> {
+        self.add(op, inputs, &Provenance::forward(site))
+    }
+
+    /// Where a node comes from, for a node of the same graph that stands beside it.
+    pub fn provenance(&self, n: NodeId) -> Provenance {
+        let node = self.node(n);
+        Provenance { pass: node.pass, origin: (node.origin != n).then_some(node.origin), site: node.site.clone() }
     }
 
     /// Appends a source whose type is not inferred from the operator.
@@ -24,7 +39,7 @@ impl Graph {
         debug_assert!(op.is_source());
         let (node, id) = (NodeId(self.nodes.len() as u32), ValueId(self.values.len() as u32));
         self.values.push(Value { ty, node, result: 0 });
-        self.nodes.push(Node { op, inputs: vec![], results: vec![id], epoch: Epoch::Forward, site: site.clone() });
+        self.nodes.push(Node { op, inputs: vec![], results: vec![id], pass: Pass::Fprop, origin: node, site: site.clone() });
         id
     }
 

@@ -39,7 +39,7 @@ impl Graph {
     /// Keeps the named nodes, in the given order, and numbers nodes and values anew. Outputs, loss and gradients follow their values.
     ///
     /// # Errors
-    /// [`Error::Verify`] when a kept node or a result of the graph reads what is not kept before it.
+    /// [`Error::Verify`] when a kept node or a result of the graph reads what is not kept before it, or an origin is dropped.
     pub fn select(&self, order: &[NodeId]) -> Result<(Graph, ValueMap), Error> {
         let mut rewrite = Rewrite::new(self);
         for &n in order {
@@ -58,7 +58,8 @@ impl Graph {
         self.select(&[sources, rest].concat())
     }
 
-    /// Drops nodes that nothing needs, and moves sources to the front. Inputs and parameters stay, and so do updates.
+    /// Drops nodes that nothing needs, and moves sources to the front. Inputs and parameters stay, and so do updates, and the origin of
+    /// what stays.
     ///
     /// # Errors
     /// As [`Graph::select`].
@@ -70,6 +71,7 @@ impl Graph {
             let node = &self.nodes[n];
             live[n] |= matches!(node.op, Op::Input { .. } | Op::Parameter(_)) || !node.op.aliases().is_empty();
             if live[n] {
+                live[node.origin.index()] = true;
                 node.inputs.iter().for_each(|v| live[self.values[v.index()].node.index()] = true);
             }
         }
@@ -79,17 +81,32 @@ impl Graph {
     }
 }
 
-/// A graph being made from another: nodes are copied, or left out and their results given other values.
+/// A graph being made from another: nodes are copied, replaced, or left out and their results given other values.
+///
+/// What is added belongs to the node begun last: it gets that node's pass and site, and the counterpart of its origin.
 pub struct Rewrite<'a> {
     from: &'a Graph,
-    pub to: Graph,
+    to: Graph,
     map: ValueMap,
+    at: NodeId,
+    /// For each node of `to`: the node of `from` that it was added for.
+    made_for: Vec<NodeId>,
 }
 
 impl<'a> Rewrite<'a> {
     pub fn new(from: &'a Graph) -> Self {
         let to = Graph { parameters: from.parameters.clone(), ..Graph::default() };
-        Rewrite { from, to, map: ValueMap::new(from.values.len()) }
+        Rewrite { from, to, map: ValueMap::new(from.values.len()), at: NodeId(0), made_for: vec![] }
+    }
+
+    /// The new graph as far as it is made.
+    pub fn graph(&self) -> &Graph {
+        &self.to
+    }
+
+    /// The node of the old graph that a node of the new one was added for.
+    pub fn made_for(&self, n: NodeId) -> NodeId {
+        self.made_for[n.index()]
     }
 
     /// The new graph's counterpart of a value.
@@ -106,24 +123,64 @@ impl<'a> Rewrite<'a> {
         self.map.set(from, to);
     }
 
+    /// Starts on a node of the old graph: what is added next is made for it.
+    pub fn begin(&mut self, n: NodeId) {
+        self.at = n;
+    }
+
+    /// Adds a node for the one begun last.
+    ///
+    /// # Errors
+    /// What [`Graph::add`] says; [`Error::Verify`] when the origin was dropped.
+    pub fn add(&mut self, op: Op, inputs: &[ValueId]) -> Result<Vec<ValueId>, Error> {
+        let node = self.from.node(self.at);
+        let origin = match node.origin == self.at {
+            true => None,
+            false => Some(self.to.values[self.get(self.from.node(node.origin).results[0])?.index()].node),
+        };
+        self.add_as(op, inputs, Provenance { pass: node.pass, origin, site: node.site.clone() }, self.at)
+    }
+
+    /// Adds a node for what a value of the new graph was made for, with the provenance that it has.
+    ///
+    /// # Errors
+    /// What [`Graph::add`] says.
+    pub fn add_beside(&mut self, v: ValueId, op: Op, inputs: &[ValueId]) -> Result<Vec<ValueId>, Error> {
+        let n = self.to.values[v.index()].node;
+        self.add_as(op, inputs, self.to.provenance(n), self.made_for(n))
+    }
+
+    /// Adds a node of the forward pass under a site.
+    ///
+    /// # Errors
+    /// What [`Graph::add`] says.
+    pub fn add_forward(&mut self, op: Op, inputs: &[ValueId], site: &Arc<str>) -> Result<Vec<ValueId>, Error> {
+        self.add_as(op, inputs, Provenance::forward(site), self.at)
+    }
+
+    fn add_as(&mut self, op: Op, inputs: &[ValueId], provenance: Provenance, made_for: NodeId) -> Result<Vec<ValueId>, Error> {
+        let results = self.to.add(op, inputs, &provenance)?;
+        self.made_for.push(made_for);
+        Ok(results)
+    }
+
+    /// Adds a source for the node begun last.
+    pub fn add_source(&mut self, op: Op, ty: TensorType) -> ValueId {
+        self.made_for.push(self.at);
+        self.to.add_source(op, ty, &self.from.node(self.at).site)
+    }
+
     /// Copies a node as it is.
     ///
     /// # Errors
     /// [`Error::Verify`] when an input was dropped; else what [`Graph::add`] says.
     pub fn copy(&mut self, n: NodeId) -> Result<(), Error> {
-        self.copy_as(n, self.from.node(n).op.clone())
-    }
-
-    /// Copies a node with another operator of as many results.
-    ///
-    /// # Errors
-    /// As [`Rewrite::copy`].
-    pub fn copy_as(&mut self, n: NodeId, op: Op) -> Result<(), Error> {
+        self.begin(n);
         let node = self.from.node(n);
         let inputs = node.inputs.iter().map(|&v| self.get(v)).collect::<Result<Vec<_>, _>>()?;
-        let results = match op.is_source() {
-            true => vec![self.to.add_source(op, self.from.ty(node.results[0]).clone(), &node.site)],
-            false => self.to.add(op, &inputs, node.epoch, &node.site)?,
+        let results = match node.op.is_source() {
+            true => vec![self.add_source(node.op.clone(), self.from.ty(node.results[0]).clone())],
+            false => self.add(node.op.clone(), &inputs)?,
         };
         node.results.iter().zip(results).for_each(|(&from, to)| self.map.set(from, to));
         Ok(())

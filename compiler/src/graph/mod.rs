@@ -1,6 +1,6 @@
 //! The tensor graph: typed SSA over a small set of core operators.
 //!
-//! A [`Graph`] is a list of nodes in execution order. Every node has inputs, results and an [`Epoch`]; every value has a dtype, a
+//! A [`Graph`] is a list of nodes in execution order. Every node has inputs, results and a [`Pass`]; every value has a dtype, a
 //! static shape and one defining node. *A value is rounded to its dtype*: that is part of its meaning, so fusing two nodes never
 //! changes a bit. Float arithmetic is f32, integer arithmetic i64.
 //!
@@ -9,7 +9,8 @@
 //! 2. result types are what [`Op::infer`] says;
 //! 3. sources (inputs, parameters, states, constants, control) come first and have names of their own;
 //! 4. an update's aliased results have the type of the state they replace, and nothing reads the old state afterwards;
-//! 5. epochs never decrease along the node list: forward, backward, update.
+//! 5. epochs never decrease along the node list: forward, backward, update;
+//! 6. a node of the forward pass is its own origin; that of any other is a node of the forward pass, or itself.
 
 mod build;
 pub mod edit;
@@ -26,6 +27,7 @@ mod verify;
 pub use op::*;
 
 use fp8c_kernels::DType;
+use serde::Deserialize;
 use std::sync::Arc;
 
 /// Index of a value in [`Graph::values`].
@@ -84,16 +86,75 @@ pub enum Epoch {
     Update,
 }
 
+/// What a node's results are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Pass {
+    /// Values: of a linear layer Y = X W.
+    Fprop,
+    /// Gradients of what depends on an input of the graph: dX = dY W^T.
+    Dgrad,
+    /// Gradients of parameters alone: dW = X^T dY.
+    Wgrad,
+    /// The optimizer. No product is of this pass, so no policy may name it.
+    #[serde(skip_deserializing)]
+    Update,
+}
+
+impl Pass {
+    /// The name in policies, plans and printed graphs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Pass::Fprop => "fprop",
+            Pass::Dgrad => "dgrad",
+            Pass::Wgrad => "wgrad",
+            Pass::Update => "update",
+        }
+    }
+
+    pub fn epoch(self) -> Epoch {
+        match self {
+            Pass::Fprop => Epoch::Forward,
+            Pass::Dgrad | Pass::Wgrad => Epoch::Backward,
+            Pass::Update => Epoch::Update,
+        }
+    }
+}
+
+/// Where a node comes from and what it is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Provenance {
+    pub pass: Pass,
+    /// The node of the forward pass that it differentiates or updates; `None` where that is the node itself.
+    pub origin: Option<NodeId>,
+    /// As in [`Node`].
+    pub site: Arc<str>,
+}
+
+impl Provenance {
+    pub fn forward(site: &Arc<str>) -> Self {
+        Provenance { pass: Pass::Fprop, origin: None, site: site.clone() }
+    }
+}
+
 /// An operator applied to values.
 #[derive(Clone, Debug)]
 pub struct Node {
     pub op: Op,
     pub inputs: Vec<ValueId>,
     pub results: Vec<ValueId>,
-    pub epoch: Epoch,
+    pub pass: Pass,
+    /// The node of the forward pass that it differentiates or updates, or itself.
+    pub origin: NodeId,
     /// Where the node comes from, for messages, reports and layer globs: the PyTorch module path where the model carries it, then the
     /// ONNX node's name; derived nodes keep the name of what they derive from.
     pub site: Arc<str>,
+}
+
+impl Node {
+    pub fn epoch(&self) -> Epoch {
+        self.pass.epoch()
+    }
 }
 
 /// A value's type and where it is defined.

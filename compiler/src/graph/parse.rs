@@ -92,11 +92,11 @@ impl Reader {
             }
             inputs.push(self.value(line)?);
         }
-        line.expect('@')?;
+        let (pass, origin) = self.purpose(line)?;
         let site: Arc<str> = line.text()?.into();
         let results = match op.is_source() {
             true => vec![self.graph.add_source(op, types[0].clone(), &site)],
-            false => self.graph.add(op, &inputs, self.epoch, &site).map_err(|e| e.to_string())?,
+            false => self.graph.add(op, &inputs, &Provenance { pass, origin, site }).map_err(|e| e.to_string())?,
         };
         let given: Vec<&TensorType> = results.iter().map(|&v| self.graph.ty(v)).collect();
         if given != types.iter().collect::<Vec<_>>() {
@@ -106,6 +106,24 @@ impl Reader {
             return Err("defines a value again".into());
         }
         Ok(())
+    }
+
+    /// `dgrad of %n @`, either part of which may be absent.
+    fn purpose(&self, line: &mut Line) -> Result<(Pass, Option<NodeId>), String> {
+        let (mut pass, mut origin) = (Pass::Fprop, None);
+        while !line.has('@') {
+            match line.word()?.as_str() {
+                "dgrad" => pass = Pass::Dgrad,
+                "wgrad" => pass = Pass::Wgrad,
+                "update" => pass = Pass::Update,
+                "of" => origin = Some(self.graph.values[self.value(line)?.index()].node),
+                other => return Err(format!("is of the unknown pass {other}")),
+            }
+        }
+        match pass.epoch() == self.epoch {
+            true => Ok((pass, origin)),
+            false => Err(format!("is of the pass {}, but stands under {}", pass.name(), text::epoch_name(self.epoch))),
+        }
     }
 
     fn parameter(&mut self, line: &mut Line) -> Result<(), String> {

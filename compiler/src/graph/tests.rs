@@ -33,12 +33,16 @@ fn small() -> Graph {
     let mut g = Graph { parameters: vec![parameter("w", &[3, 2], Init::Normal { std: 0.02 })], ..Graph::default() };
     let x = input(&mut g, "x", DType::F32, &[4, 3]);
     let w = g.add_source(Op::Parameter(0), TensorType::new(DType::F32, [3, 2]), &"w".into());
-    let y = g.add(Op::Matmul { trans_a: false, trans_b: false, dtype: DType::F32 }, &[x, w], Epoch::Forward, &site()).unwrap()[0];
-    let s = g.add(Op::Reduce { op: Fold::Sum, axes: vec![0, 1], dtype: DType::F32 }, &[y], Epoch::Forward, &site()).unwrap()[0];
-    g.loss = Some(g.add(Op::Reshape(vec![]), &[s], Epoch::Forward, &site()).unwrap()[0]);
+    let y = g.add_forward(Op::Matmul { trans_a: false, trans_b: false, dtype: DType::F32 }, &[x, w], &site()).unwrap()[0];
+    let s = g.add_forward(Op::Reduce { op: Fold::Sum, axes: vec![0, 1], dtype: DType::F32 }, &[y], &site()).unwrap()[0];
+    g.loss = Some(g.add_forward(Op::Reshape(vec![]), &[s], &site()).unwrap()[0]);
     g.outputs.push(Output { name: "y".into(), value: y });
     g.verify().unwrap();
     g
+}
+
+fn of(pass: Pass, site: &str) -> Provenance {
+    Provenance { pass, origin: None, site: site.into() }
 }
 
 /// What the verifier says of a graph after a change to it.
@@ -50,7 +54,7 @@ fn refusal(change: impl FnOnce(&mut Graph)) -> String {
 
 #[test]
 fn the_verifier_refuses_each_broken_invariant() {
-    let cases: [(&str, String); 11] = [
+    let cases: [(&str, String); 13] = [
         ("before it is defined", refusal(|g| g.nodes.swap(2, 3))),
         ("before it is defined", refusal(|g| g.nodes[2].inputs[0] = ValueId(99))),
         ("defines value 2 again", refusal(|g| g.nodes[3].results[0] = ValueId(2))),
@@ -60,9 +64,11 @@ fn the_verifier_refuses_each_broken_invariant() {
         ("two parameters have the name", refusal(|g| g.parameters.push(g.parameters[0].clone()))),
         (
             "is an input with inputs",
-            refusal(|g| g.nodes[1] = Node { results: vec![ValueId(1)], inputs: vec![ValueId(0)], ..g.nodes[0].clone() }),
+            refusal(|g| g.nodes[1] = Node { results: vec![ValueId(1)], inputs: vec![ValueId(0)], origin: NodeId(1), ..g.nodes[0].clone() }),
         ),
-        ("earlier epoch", refusal(|g| g.nodes[3].epoch = Epoch::Update)),
+        ("no node of the forward pass", refusal(|g| g.nodes[3].origin = NodeId(2))),
+        ("no node of the forward pass", refusal(|g| (g.nodes[4].pass, g.nodes[4].origin) = (Pass::Wgrad, NodeId(9)))),
+        ("earlier epoch", refusal(|g| g.nodes[3].pass = Pass::Update)),
         ("no f32 scalar", refusal(|g| g.loss = Some(ValueId(2)))),
         ("has another shape", refusal(|g| g.gradients.push(Gradient { parameter: 0, value: ValueId(2) }))),
     ];
@@ -90,9 +96,9 @@ fn accumulated(then: impl Fn(&[ValueId; 3]) -> ValueId) -> Result<(), crate::Err
     let x = input(&mut g, "x", DType::F32, &[2]);
     let state = Op::State { parameter: 0, slot: 9, dtype: DType::F32 };
     let old = g.add_source(state, TensorType::new(DType::F32, [2]), &"w".into());
-    let new = g.add(Op::AccumulateGradient, &[old, x], Epoch::Backward, &"w".into())?[0];
+    let new = g.add(Op::AccumulateGradient, &[old, x], &of(Pass::Dgrad, "w"))?[0];
     let read = then(&[x, old, new]);
-    g.add(Op::Map(Expr::unary(Unary::Neg), DType::F32), &[read], Epoch::Backward, &"w".into())?;
+    g.add(Op::Map(Expr::unary(Unary::Neg), DType::F32), &[read], &of(Pass::Dgrad, "w"))?;
     g.verify()
 }
 
@@ -107,7 +113,7 @@ fn nothing_reads_a_state_that_was_replaced() {
 fn an_update_of_a_constant_is_refused() {
     let mut g = Graph::default();
     let c = constant(&mut g, ConstData::f32([1], &[0.0]));
-    g.add(Op::SumSquares, &[c, c], Epoch::Update, &"sum".into()).unwrap();
+    g.add(Op::SumSquares, &[c, c], &of(Pass::Update, "sum")).unwrap();
     assert!(g.verify().unwrap_err().to_string().contains("replaces a constant"));
 }
 
@@ -117,7 +123,7 @@ fn round_trips(g: &Graph, data: &[Arc<ConstData>]) {
     let read = parse(&text, data).unwrap_or_else(|e| panic!("{e}\n{text}"));
     read.verify().unwrap();
     assert_eq!(read.to_string(), text);
-    let ops = |g: &Graph| g.nodes.iter().map(|n| (n.op.clone(), n.epoch, n.site.clone())).collect::<Vec<_>>();
+    let ops = |g: &Graph| g.nodes.iter().map(|n| (n.op.clone(), n.pass, n.origin, n.site.clone())).collect::<Vec<_>>();
     assert_eq!(ops(&read), ops(g));
 }
 
@@ -232,7 +238,7 @@ fn samples() -> Vec<Sample> {
 fn lone((op, types): &Sample) -> Result<Graph, crate::Error> {
     let mut g = Graph::default();
     let inputs: Vec<ValueId> = types.iter().enumerate().map(|(i, (d, s))| input(&mut g, &format!("x{i}"), *d, s)).collect();
-    g.add(op.clone(), &inputs, Epoch::Forward, &site())?;
+    g.add_forward(op.clone(), &inputs, &site())?;
     Ok(g)
 }
 
@@ -298,8 +304,8 @@ proptest::proptest! {
 #[test]
 fn dead_nodes_go_and_inputs_stay() {
     let mut g = small();
-    let unused = g.add(Op::Map(Expr::unary(Unary::Exp), DType::F32), &[ValueId(0)], Epoch::Forward, &site()).unwrap()[0];
-    g.add(Op::Map(Expr::unary(Unary::Exp), DType::F32), &[unused], Epoch::Forward, &site()).unwrap();
+    let unused = g.add_forward(Op::Map(Expr::unary(Unary::Exp), DType::F32), &[ValueId(0)], &site()).unwrap()[0];
+    g.add_forward(Op::Map(Expr::unary(Unary::Exp), DType::F32), &[unused], &site()).unwrap();
     let late = g.add_source(Op::Input { name: "late".into() }, TensorType::new(DType::F32, [2]), &site());
     let (clean, map) = g.without_dead_code().unwrap();
     clean.verify().unwrap();
@@ -312,7 +318,7 @@ fn dead_nodes_go_and_inputs_stay() {
 fn users_are_named_once_each_in_order() {
     let mut g = small();
     let y = g.outputs[0].value;
-    let twice = g.add(Op::Map(Expr::binary(Binary::Mul), DType::F32), &[y, y], Epoch::Forward, &site()).unwrap()[0];
+    let twice = g.add_forward(Op::Map(Expr::binary(Binary::Mul), DType::F32), &[y, y], &site()).unwrap()[0];
     assert_eq!(g.users()[y.index()], [NodeId(3), g.values[twice.index()].node]);
 }
 

@@ -1,6 +1,7 @@
 //! The printed form of a graph: stable, complete, and read back by [`parse`](super::parse::parse).
 //!
-//! Values are numbered in order of definition, whatever their ids. Constants of up to 16 elements are written out, uniform ones as one
+//! Values are numbered in order of definition, whatever their ids. Behind its operands a node has its pass and, named by its first result,
+//! its origin, where those are not the forward pass and itself. Constants of up to 16 elements are written out, uniform ones as one
 //! element, others as a hash of their data; a weight file is named without its directory.
 
 use super::*;
@@ -21,14 +22,17 @@ impl Display for Graph {
         let number = |v: &ValueId| format!("%{}", numbers[v.index()]);
         let mut epoch = None;
         for node in &self.nodes {
-            if epoch.replace(node.epoch) != Some(node.epoch) {
-                writeln!(f, "{}", epoch_name(node.epoch))?;
+            if epoch.replace(node.epoch()) != Some(node.epoch()) {
+                writeln!(f, "{}", epoch_name(node.epoch()))?;
             }
             let results = node.results.iter().map(|v| format!("{}: {}", number(v), self.ty(*v))).collect::<Vec<_>>().join(", ");
             let attributes = attributes(&node.op);
             let gap = if attributes.is_empty() { "" } else { " " };
             let inputs = node.inputs.iter().map(number).collect::<Vec<_>>().join(", ");
-            writeln!(f, "  {results} = {}{gap}{attributes} ({inputs}) @{}", node.op.name(), quoted(&node.site))?;
+            let pass = if node.pass == Pass::Fprop { String::new() } else { format!(" {}", node.pass.name()) };
+            let origin = &self.node(node.origin).results[0];
+            let of = if *origin == node.results[0] { String::new() } else { format!(" of {}", number(origin)) };
+            writeln!(f, "  {results} = {}{gap}{attributes} ({inputs}){pass}{of} @{}", node.op.name(), quoted(&node.site))?;
         }
         for o in &self.outputs {
             writeln!(f, "output {} {}", quoted(&o.name), number(&o.value))?;

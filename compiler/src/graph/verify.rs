@@ -19,15 +19,15 @@ impl Graph {
         format!("node {n} ({})", self.nodes[n].site)
     }
 
-    /// Invariants 1 and 5.
+    /// Invariants 1, 5 and 6.
     fn definitions(&self) -> Result<(), String> {
         let mut defined = vec![false; self.values.len()];
         let mut epoch = Epoch::Forward;
         for (n, node) in self.nodes.iter().enumerate() {
-            if node.epoch < epoch {
+            if node.epoch() < epoch {
                 return Err(format!("{} runs in an earlier epoch than the node before it", self.name(n)));
             }
-            epoch = node.epoch;
+            epoch = node.epoch();
             if let Some(v) = node.inputs.iter().find(|v| !defined.get(v.index()).copied().unwrap_or(false)) {
                 return Err(format!("{} reads value {} before it is defined", self.name(n), v.0));
             }
@@ -41,10 +41,21 @@ impl Graph {
                     return Err(format!("value {} does not name {} as its definition", v.0, self.name(n)));
                 }
             }
+            self.origin(n)?;
         }
         match defined.iter().position(|d| !d) {
             Some(v) => Err(format!("value {v} is never defined")),
             None => Ok(()),
+        }
+    }
+
+    /// Invariant 6.
+    fn origin(&self, n: usize) -> Result<(), String> {
+        let (node, own) = (&self.nodes[n], NodeId(n as u32));
+        let forward = |o: NodeId| o < own && self.nodes[o.index()].pass == Pass::Fprop;
+        match node.origin == own || (node.pass != Pass::Fprop && forward(node.origin)) {
+            true => Ok(()),
+            false => Err(format!("{} has the origin {}, which is no node of the forward pass", self.name(n), node.origin.0)),
         }
     }
 

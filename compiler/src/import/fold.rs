@@ -5,8 +5,9 @@
 //! What is folded is bounded, so that a few lines of a model cannot ask for gigabytes: a larger node stays a node.
 
 use super::ops::Lowering;
+use crate::Error;
 use crate::graph::eval::eval_node;
-use crate::graph::{ConstData, Epoch, Graph, Node, NodeId, Op, TensorType, ValueId};
+use crate::graph::{ConstData, Graph, NodeId, Op, TensorType, ValueId};
 use std::sync::Arc;
 
 /// Largest folded result, and operand of a folded node, in bytes.
@@ -62,11 +63,11 @@ impl Lowering {
             crate::Error::Graph { reason, .. } => reason,
             other => other.to_string(),
         };
-        let mut values = self.graph.add(op, inputs, Epoch::Forward, site).map_err(reason)?;
+        let mut values = self.graph.add_forward(op, inputs, site).map_err(reason)?;
         // Without its repetition an operand may no longer give the result its whole shape.
         for (v, ty) in values.iter_mut().zip(results) {
             if *self.graph.ty(*v) != ty {
-                let spread = self.graph.add(Op::Broadcast(ty.shape), &[*v], Epoch::Forward, site).map_err(reason)?;
+                let spread = self.graph.add_forward(Op::Broadcast(ty.shape), &[*v], site).map_err(reason)?;
                 *v = spread[0];
             }
         }
@@ -172,26 +173,16 @@ fn work(op: &Op, inputs: &[Arc<ConstData>], results: &[TensorType]) -> u64 {
 
 /// Drops the nodes that no root, input or parameter needs, and puts the sources first, in the order they were added; `roots` are
 /// renumbered.
-pub(super) fn compact(graph: Graph, roots: &mut [ValueId]) -> Graph {
-    let needed = needed(&graph, roots);
-    let mut order: Vec<usize> = (0..graph.nodes.len()).filter(|&n| needed[n]).collect();
-    order.sort_by_key(|&n| !graph.nodes[n].op.is_source());
-    let mut to = vec![ValueId(0); graph.values.len()];
-    let mut out = Graph { parameters: graph.parameters, ..Graph::default() };
-    for n in order {
-        let node = &graph.nodes[n];
-        let id = NodeId(out.nodes.len() as u32);
-        for &v in &node.results {
-            to[v.index()] = ValueId(out.values.len() as u32);
-            out.values.push(crate::graph::Value { node: id, ..graph.values[v.index()].clone() });
-        }
-        let renumbered = |list: &[ValueId]| list.iter().map(|v| to[v.index()]).collect();
-        out.nodes.push(Node { inputs: renumbered(&node.inputs), results: renumbered(&node.results), ..node.clone() });
-    }
-    roots.iter_mut().for_each(|v| *v = to[v.index()]);
-    out.outputs = graph.outputs.into_iter().map(|o| crate::graph::Output { value: to[o.value.index()], ..o }).collect();
-    out.loss = graph.loss.map(|v| to[v.index()]);
-    out
+///
+/// # Errors
+/// As [`Graph::select`].
+pub(super) fn compact(graph: &Graph, roots: &mut [ValueId]) -> Result<Graph, Error> {
+    let needed = needed(graph, roots);
+    let kept = (0..graph.nodes.len() as u32).map(NodeId).filter(|n| needed[n.index()]);
+    let (sources, rest): (Vec<NodeId>, Vec<NodeId>) = kept.partition(|&n| graph.node(n).op.is_source());
+    let (out, map) = graph.select(&[sources, rest].concat())?;
+    roots.iter_mut().for_each(|v| *v = map.get(*v).unwrap_or(*v));
+    Ok(out)
 }
 
 /// For each node, whether it is a source with a name of its own or something needed depends on it.

@@ -18,11 +18,11 @@ use super::{onnx, sort};
 use crate::Error;
 use crate::graph::{ConstData, Init, SourceDType};
 use fp8c_kernels::DType;
+use fp8c_runtime::files;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
-use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -118,9 +118,9 @@ struct Node {
 /// Reads a JSON model; weight files are relative to its folder.
 ///
 /// # Errors
-/// [`Error::Io`] when it cannot be read, [`Error::Model`] when it is not such a model.
+/// [`Error::Runtime`] when it cannot be read, [`Error::Model`] when it is not such a model.
 pub fn read(path: &Path) -> Result<Model, Error> {
-    let text = std::fs::read(path).map_err(|source| Error::Io { path: path.to_path_buf(), source })?;
+    let text = files::Input::open(path)?.read_all()?;
     let folder = path.parent().unwrap_or(Path::new("."));
     parse(&text, &mut ExternalFiles::new(folder)).map_err(|reason| Error::Model { path: path.display().to_string(), reason })
 }
@@ -194,16 +194,15 @@ fn parameter(p: Parameter, files: &mut ExternalFiles) -> Result<Initializer, Str
 /// A tensor of a safetensors file as a range of that file.
 fn safetensor(path: &str, tensor: &str, shape: &[u64], files: &mut ExternalFiles) -> Result<Init, String> {
     let (file, size) = files.whole(path)?;
-    let unreadable = |e: std::io::Error| format!("lies in {path}, which cannot be read: {e}");
-    let mut reader = std::fs::File::open(&file).map_err(unreadable)?;
+    let unreadable = |e: fp8c_runtime::Error| format!("lies in {path}, which cannot be read: {e}");
+    let input = files::Input::open(&file).map_err(unreadable)?;
     let mut length = [0; 8];
-    reader.read_exact(&mut length).map_err(unreadable)?;
+    input.read_at(0, &mut length).map_err(unreadable)?;
     let length = u64::from_le_bytes(length);
     if length > MAX_HEADER.min(size) {
         return Err(format!("lies in {path}, which is not a safetensors file"));
     }
-    let mut header = vec![0; length as usize];
-    reader.read_exact(&mut header).map_err(unreadable)?;
+    let header = input.read(8..8 + length).map_err(unreadable)?;
     let header: Json = serde_json::from_slice(&header).map_err(|e| format!("lies in {path}, which is not a safetensors file: {e}"))?;
     let about = header.get(tensor).ok_or_else(|| format!("is {tensor:?} in {path}, which has no such tensor"))?;
     let (dtype, width) = match about["dtype"].as_str() {

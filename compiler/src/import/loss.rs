@@ -2,7 +2,7 @@
 
 use super::ops::Lowering;
 use crate::Error;
-use crate::graph::{CrossEntropyOp, Epoch, Expr, Op, TensorType, ValueId};
+use crate::graph::{CrossEntropyOp, Expr, Op, TensorType, ValueId};
 use fp8c_kernels::DType;
 use fp8c_kernels::program::{Binary, Fold};
 use std::str::FromStr;
@@ -111,7 +111,7 @@ impl Attach<'_> {
     }
 
     fn emit(&mut self, op: Op, inputs: &[ValueId]) -> Result<ValueId, String> {
-        let results = self.lowering.graph.add(op, inputs, Epoch::Forward, &self.site);
+        let results = self.lowering.graph.add_forward(op, inputs, &self.site);
         results.map(|r| r[0]).map_err(|e| e.to_string())
     }
 

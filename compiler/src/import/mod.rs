@@ -4,6 +4,7 @@
 //! one by one (`ops/`) and attaches the loss. Everything that cannot be compiled is collected and reported at once.
 
 mod fold;
+pub mod inputs;
 pub mod json;
 mod loss;
 pub mod model;
@@ -22,6 +23,7 @@ pub use parameters::ParameterOptions;
 
 use crate::Error;
 use crate::graph::{Graph, Init, Op, Output, Parameter, TensorType, ValueId};
+use inputs::InputFacts;
 use model::{Dim, Elem, Initializer, Model};
 use ops::Lowering;
 use parameters::ParameterSpec;
@@ -51,6 +53,8 @@ pub struct ImportOptions {
 pub struct Imported {
     /// With `loss` set, unless for inference.
     pub graph: Graph,
+    /// What is known of the integer inputs.
+    pub inputs: Vec<InputFacts>,
     /// What a user should know about how the file was read, a sentence each.
     pub notes: Vec<String>,
     /// Of the model file, hexadecimal.
@@ -60,7 +64,7 @@ pub struct Imported {
 /// Reads a model file into a forward graph.
 ///
 /// # Errors
-/// [`Error::Io`] and [`Error::Model`] for the file, [`Error::Usage`] for options that do not fit it (unbound dimensions are all
+/// [`Error::Runtime`] and [`Error::Model`] for the file, [`Error::Usage`] for options that do not fit it (unbound dimensions are all
 /// listed), [`Error::Unsupported`] with every operator that cannot be compiled.
 pub fn import(path: &Path, options: &ImportOptions) -> Result<Imported, Error> {
     import_model(read(path)?, path, options)
@@ -87,7 +91,7 @@ pub fn check(path: &Path, options: &ImportOptions) -> Result<Vec<String>, Error>
 /// Reads a model file: JSON if its name says so, else ONNX.
 ///
 /// # Errors
-/// [`Error::Io`] and [`Error::Model`].
+/// [`Error::Runtime`] and [`Error::Model`].
 pub fn read(path: &Path) -> Result<Model, Error> {
     match path.extension().is_some_and(|e| e.eq_ignore_ascii_case("json")) {
         true => json::read(path),
@@ -132,7 +136,7 @@ pub fn import_model(mut model: Model, path: &Path, options: &ImportOptions) -> R
         false => vec![loss::attach(&mut lowering, &outputs, options.loss.as_ref(), &mut notes)?],
     };
     let (names, mut values): (Vec<String>, Vec<ValueId>) = outputs.into_iter().unzip();
-    let mut graph = lowering.finish(&mut values);
+    let mut graph = lowering.finish(&mut values)?;
     graph.outputs = names.into_iter().zip(&values).map(|(name, &value)| Output { name, value }).collect();
     graph.loss = values.first().copied().filter(|_| !options.infer);
     let graph = unread::drop_parameters(graph);
@@ -140,7 +144,9 @@ pub fn import_model(mut model: Model, path: &Path, options: &ImportOptions) -> R
         return Err(Error::Usage(format!("{} has no parameter to train", path.display())));
     }
     graph.verify()?;
-    Ok(Imported { graph, notes, sha256: model.sha256 })
+    let inputs = inputs::facts(&graph);
+    notes.extend(inputs::note(&graph, &inputs).filter(|_| !options.infer));
+    Ok(Imported { graph, inputs, notes, sha256: model.sha256 })
 }
 
 /// The symbolic dimensions of a model's inputs.

@@ -10,6 +10,10 @@ const STD: f32 = 0.02;
 /// Base of the rotary embedding's wavelengths.
 const ROTARY_BASE: f64 = 10_000.0;
 
+/// Largest size, and number of layers.
+pub const MAX_SIZE: u64 = 1 << 24;
+const MAX_LAYERS: u64 = 4096;
+
 /// An architecture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
@@ -99,8 +103,8 @@ impl Sizes {
     fn check(&self, family: Family) -> Result<(), String> {
         let Sizes { layers, dim, heads, kv_heads, ffn, vocab, seq, batch, .. } = *self;
         let all = [layers, dim, heads, kv_heads, ffn, vocab, seq, batch];
-        if all.iter().any(|&n| n == 0 || n > 1 << 24) || layers > 4096 {
-            return Err("every size of a model must be at least 1, and none can be above 16777216 (4096 layers)".into());
+        if all.iter().any(|&n| n == 0 || n > MAX_SIZE) || layers > MAX_LAYERS {
+            return Err(format!("every size of a model must be from 1 to {MAX_SIZE}, and layers from 1 to {MAX_LAYERS}"));
         }
         if dim % heads != 0 || heads % kv_heads != 0 {
             return Err(format!("{dim} dimensions, {heads} heads and {kv_heads} key-value heads do not divide one another"));

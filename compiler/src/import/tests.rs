@@ -72,6 +72,41 @@ fn biases_that_the_exporter_deleted_start_at_zero_again() {
 }
 
 #[test]
+fn a_traced_product_without_its_weight_is_a_gap_and_no_panic() {
+    let bias = Initializer {
+        name: "b".into(),
+        elem: Elem::F32,
+        shape: vec![3],
+        init: Init::Data(Arc::new(crate::graph::ConstData::f32([3], &[1.0, 2.0, 3.0]))),
+        declared_parameter: false,
+    };
+    for inputs in [&["x"][..], &["x", ""], &["x", "", "b"], &["", "", "b"], &[]] {
+        for op in ["Gemm", "Conv", "ConvTranspose", "MatMul", "LayerNormalization"] {
+            let call = "%y : [num_users=1] = call_function[target=torch.ops.aten.linear.default](args = (%x, %p_w, %p_b), kwargs = {})";
+            let node = model::ModelNode {
+                op: op.into(),
+                inputs: inputs.iter().map(|i| i.to_string()).collect(),
+                outputs: vec!["y".into()],
+                metadata: BTreeMap::from([("pkg.torch.onnx.fx_node".into(), call.into())]),
+                ..Default::default()
+            };
+            let signature = "# inputs\np_w: PARAMETER target='w'\np_b: PARAMETER target='b'\nx: USER_INPUT\n";
+            let traced = Model {
+                opset: 18,
+                inputs: vec![model::ModelInput { name: "x".into(), elem: Elem::F32, shape: vec![Dim::Known(2), Dim::Known(4)] }],
+                initializers: vec![bias.clone()],
+                nodes: vec![node],
+                outputs: vec![model::ModelOutput { name: "y".into(), elem: None }],
+                metadata: BTreeMap::from([("pkg.torch.export.ExportedProgram.graph_signature".into(), signature.into())]),
+                ..Model::default()
+            };
+            let outcome = import_model(traced, Path::new("m.onnx"), &ImportOptions::default()).map(|i| i.graph.to_string());
+            assert!(matches!(outcome, Err(Error::Unsupported { .. })), "{op} {inputs:?}: {outcome:?}");
+        }
+    }
+}
+
+#[test]
 fn sites_are_module_paths_and_node_names() {
     let imported = import(&testdata("models/gpt2/model.onnx"), &ImportOptions::default()).unwrap();
     assert!(imported.graph.nodes.iter().any(|n| n.site.starts_with("model.transformer.h.0.attn.c_attn/")));
@@ -172,6 +207,14 @@ fn globs_choose_what_is_trained_and_must_match() {
     assert_eq!(trained, [("w", true), ("b", false)]);
     chosen.parameters.freeze = vec!["bias*".into()];
     assert!(error(&linear("", "\"y\""), &chosen).contains("--freeze \"bias*\" matches no parameter"));
+    let near = error(&linear("", "\"y\""), &chosen);
+    assert!(near.ends_with("the nearest are b, w"), "{near}");
+    chosen.parameters = ParameterOptions { tie: vec!["lm_head*".into()], ..ParameterOptions::default() };
+    assert!(error(&linear("", "\"y\""), &chosen).contains("--tie \"lm_head*\" matches no parameter"));
+    chosen.parameters = ParameterOptions { untie: vec!["W".into()], ..ParameterOptions::default() };
+    assert!(error(&linear("", "\"y\""), &chosen).contains("--untie \"W\" matches no parameter"));
+    chosen.parameters = ParameterOptions { untie: vec!["w".into()], ..ParameterOptions::default() };
+    assert!(json(&linear("", "\"y\""), &chosen).is_ok());
     chosen.parameters.freeze = vec!["*".into()];
     assert!(error(&linear("", "\"y\""), &chosen).contains("has no parameter to train"));
 }
@@ -212,7 +255,7 @@ fn sizes_that_do_not_fit_are_refused() {
     let refused = |request: new::Request| new::Sizes::of(new::Family::Llama, &request).unwrap_err();
     assert!(refused(new::Request { preset: Some("1t".into()), ..Default::default() }).contains("no preset"));
     assert!(refused(new::Request { heads: Some(7), ..Default::default() }).contains("do not divide"));
-    assert!(refused(new::Request { layers: Some(0), ..Default::default() }).contains("at least 1"));
+    assert!(refused(new::Request { layers: Some(0), ..Default::default() }).contains("from 1 to"));
 }
 
 /// Reads and imports damaged bytes; what matters is that it returns.

@@ -25,7 +25,7 @@ pub(super) fn find(scene: &mut Scene) {
             let product = scene.base(v);
             let (m, def) = scene.def(product);
             let alone = scene.readers[product.index()] == [NodeId(n)] && !scene.pinned[product.index()];
-            let absorbable = is_product(&def.op) && alone && def.epoch == node.epoch && scene.graph().ty(product).dtype == DType::F32;
+            let absorbable = is_product(&def.op) && alone && def.epoch() == node.epoch() && scene.graph().ty(product).dtype == DType::F32;
             (absorbable && tail(scene, node, product).is_some()).then_some(m)
         });
         if let Some(m) = found {

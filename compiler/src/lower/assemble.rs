@@ -48,7 +48,7 @@ pub(super) fn assemble(scene: &Scene, graph: &Graph, groups: Vec<Group>) -> Resu
             }
         })?;
         let nodes = scene.absorbs.get(&n).copied().into_iter().chain([n]).collect();
-        items.push(Item { draft, nodes, epoch: scene.graph().node(n).epoch, position: n });
+        items.push(Item { draft, nodes, epoch: scene.graph().node(n).epoch(), position: n });
     }
     let order = order(scene, &items)?;
     let mut assembly = Assembly { scene, graph, program: Program::default(), ids: BTreeMap::new(), names: HashSet::new() };
@@ -205,7 +205,7 @@ impl Assembly<'_, '_> {
     fn unit(&mut self, item: &Item) -> Unit {
         let draft = &item.draft;
         let args: Vec<BufferId> = draft.owners.iter().map(|&v| self.buffer(v)).collect();
-        let mut nodes: Vec<NodeId> = item.nodes.iter().map(|n| self.scene.core.origin[n.index()]).collect();
+        let mut nodes: Vec<NodeId> = item.nodes.iter().map(|n| self.scene.core.part_of[n.index()]).collect();
         nodes.sort();
         nodes.dedup();
         let site = self.scene.graph().node(item.position).site.clone();

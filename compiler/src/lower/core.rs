@@ -1,18 +1,17 @@
 //! The graph that lowering works on: the compiler's graph with composites written out, each node and value tied to where it comes from.
 
 use crate::Error;
-use crate::graph::{Epoch, Expr, ExprNode, Gradient, Graph, NodeId, Op, Output, ValueId};
+use crate::graph::edit::Rewrite;
+use crate::graph::{Expr, ExprNode, Graph, NodeId, Op, TensorType, ValueId};
 use fp8c_kernels::DType;
 use fp8c_kernels::program::{Binary, Kind, Literal, Unary};
-use std::collections::BTreeMap;
-use std::sync::Arc;
 
 /// A graph without row composites, and its ties to the graph it was made from.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Core {
     pub graph: Graph,
     /// For each node: the node of the source graph that it is, or is part of.
-    pub origin: Vec<NodeId>,
+    pub part_of: Vec<NodeId>,
     /// For each value: the value of the source graph that it holds, or helps to compute.
     pub holds: Vec<ValueId>,
     /// For each node: whether it is a copy that lowering made, which must end in a buffer.
@@ -21,46 +20,47 @@ pub(super) struct Core {
 
 /// A [`Core`] being made from a graph, node by node.
 pub(super) struct Writer<'a> {
-    pub from: &'a Graph,
-    pub core: Core,
-    /// The new counterpart of each value of `from`.
-    map: Vec<Option<ValueId>>,
-    epoch: Epoch,
-    site: Arc<str>,
-    origin: NodeId,
+    rewrite: Rewrite<'a>,
+    part_of: Vec<NodeId>,
+    values: Vec<ValueId>,
+    copies: Vec<bool>,
+    /// What is added next belongs to this node of the source graph.
+    part: NodeId,
+    /// What is added next holds this value of the source graph, or helps to compute it.
     holds: ValueId,
     copying: bool,
 }
 
 impl<'a> Writer<'a> {
     pub fn new(from: &'a Graph) -> Self {
-        let mut core = Core::default();
-        core.graph.parameters = from.parameters.clone();
-        let map = vec![None; from.values.len()];
-        let (epoch, origin, holds) = (Epoch::Forward, NodeId(0), ValueId(0));
-        Writer { from, core, map, epoch, site: Arc::from(""), origin, holds, copying: false }
+        let (part, holds) = (NodeId(0), ValueId(0));
+        Writer { rewrite: Rewrite::new(from), part_of: vec![], values: vec![], copies: vec![], part, holds, copying: false }
     }
 
-    /// Starts on a node of `from`: what is added next belongs to `origin` and helps to compute `holds`.
-    pub fn begin(&mut self, node: NodeId, origin: NodeId, holds: ValueId) {
-        let n = self.from.node(node);
-        (self.epoch, self.site, self.origin, self.holds) = (n.epoch, n.site.clone(), origin, holds);
+    /// The graph as far as it is written.
+    pub fn graph(&self) -> &Graph {
+        self.rewrite.graph()
+    }
+
+    /// Starts on a node of `from`: what is added next belongs to `part` and helps to compute `holds`.
+    pub fn begin(&mut self, node: NodeId, part: NodeId, holds: ValueId) {
+        self.rewrite.begin(node);
+        (self.part, self.holds) = (part, holds);
     }
 
     /// The counterpart of a value of `from`.
     pub fn get(&self, v: ValueId) -> Result<ValueId, Error> {
-        let missing = || Error::Verify { pass: "lower", reason: format!("value {} is read before it is defined", v.0) };
-        self.map[v.index()].ok_or_else(missing)
+        self.rewrite.get(v)
     }
 
     /// States that `new` is the counterpart of `old`, which holds the source graph's value `holds`.
     pub fn bind(&mut self, old: ValueId, new: ValueId, holds: ValueId) {
-        self.map[old.index()] = Some(new);
-        self.core.holds[new.index()] = holds;
+        self.rewrite.set(old, new);
+        self.values[new.index()] = holds;
     }
 
     pub fn add(&mut self, op: Op, inputs: &[ValueId]) -> Result<Vec<ValueId>, Error> {
-        let out = self.core.graph.add(op, inputs, self.epoch, &self.site)?;
+        let out = self.rewrite.add(op, inputs)?;
         self.note();
         Ok(out)
     }
@@ -69,9 +69,9 @@ impl<'a> Writer<'a> {
         Ok(self.add(op, inputs)?[0])
     }
 
-    /// Adds a source of the type that `old` has.
-    pub fn source(&mut self, op: Op, old: ValueId) -> ValueId {
-        let v = self.core.graph.add_source(op, self.from.ty(old).clone(), &self.site.clone());
+    /// Adds a source of a type.
+    pub fn source(&mut self, op: Op, ty: &TensorType) -> ValueId {
+        let v = self.rewrite.add_source(op, ty.clone());
         self.note();
         v
     }
@@ -79,7 +79,7 @@ impl<'a> Writer<'a> {
     /// A copy of a value in a buffer of its own.
     pub fn copy(&mut self, v: ValueId) -> Result<ValueId, Error> {
         self.copying = true;
-        let holds = std::mem::replace(&mut self.holds, self.core.holds[v.index()]);
+        let holds = std::mem::replace(&mut self.holds, self.values[v.index()]);
         let dtype = self.dtype(v);
         let out = self.one(Op::Map(Expr::identity(), dtype), &[v]);
         (self.copying, self.holds) = (false, holds);
@@ -100,17 +100,18 @@ impl<'a> Writer<'a> {
     }
 
     pub fn shape(&self, v: ValueId) -> &[u64] {
-        &self.core.graph.ty(v).shape
+        &self.graph().ty(v).shape
     }
 
     pub fn dtype(&self, v: ValueId) -> DType {
-        self.core.graph.ty(v).dtype
+        self.graph().ty(v).dtype
     }
 
     fn note(&mut self) {
-        self.core.origin.push(self.origin);
-        self.core.copy.push(self.copying);
-        self.core.holds.resize(self.core.graph.values.len(), self.holds);
+        self.part_of.push(self.part);
+        self.copies.push(self.copying);
+        let values = self.graph().values.len();
+        self.values.resize(values, self.holds);
     }
 
     /// States whether the nodes added next are copies.
@@ -118,19 +119,12 @@ impl<'a> Writer<'a> {
         self.copying = copying;
     }
 
-    /// The finished core, with the outputs, loss and gradients of `from`, or what `instead` has in their place.
-    pub fn finish(mut self, instead: &BTreeMap<ValueId, ValueId>) -> Result<Core, Error> {
-        let mut graph = std::mem::take(&mut self.core.graph);
-        let get = |v: ValueId| instead.get(&v).copied().map_or_else(|| self.get(v), Ok);
-        for o in &self.from.outputs {
-            graph.outputs.push(Output { name: o.name.clone(), value: get(o.value)? });
-        }
-        graph.loss = self.from.loss.map(get).transpose()?;
-        for g in &self.from.gradients {
-            graph.gradients.push(Gradient { parameter: g.parameter, value: get(g.value)? });
-        }
-        self.core.graph = graph;
-        Ok(self.core)
+    /// The finished core, with the outputs, loss and gradients of `from`.
+    ///
+    /// # Errors
+    /// As [`Rewrite::finish`].
+    pub fn finish(self) -> Result<Core, Error> {
+        Ok(Core { graph: self.rewrite.finish()?.0, part_of: self.part_of, holds: self.values, copy: self.copies })
     }
 }
 

@@ -82,7 +82,7 @@ fn group(scene: &Scene, nodes: Vec<NodeId>, limits: Limits) -> Result<Group, Ref
         return Err(Refusal::Misaligned);
     }
     let built = build(scene, &nodes, &stored, &runs, limits)?;
-    let epoch = scene.graph().node(nodes[0]).epoch;
+    let epoch = scene.graph().node(nodes[0]).epoch();
     Ok(Group { nodes, epoch, stored, runs, built })
 }
 
@@ -148,7 +148,7 @@ impl Fuser<'_, '_> {
         let Some(group) = &self.groups[own] else { return vec![] };
         let mine: BTreeSet<ValueId> = reads(self.scene, n).into_iter().collect();
         let shares = |&r: &NodeId| {
-            let same_part = self.scene.core.origin[r.index()] == self.scene.core.origin[n.index()];
+            let same_part = self.scene.core.part_of[r.index()] == self.scene.core.part_of[n.index()];
             let folds = matches!((&node.op, &self.scene.graph().node(r).op), (Op::Reduce { .. }, Op::Reduce { .. }));
             (same_part || folds) && r != n && reads(self.scene, r).iter().any(|v| mine.contains(v))
         };

@@ -115,7 +115,7 @@ fn rewrite(core: &Core, copies: &Copies) -> Result<Core, Error> {
     let mut shared: BTreeMap<ValueId, ValueId> = BTreeMap::new();
     for (n, node) in graph.nodes.iter().enumerate() {
         let id = NodeId(n as u32);
-        w.begin(id, core.origin[n], core.holds[node.results[0].index()]);
+        w.begin(id, core.part_of[n], core.holds[node.results[0].index()]);
         let own = matches!(node.op, Op::Concat { .. }) || !node.op.aliases().is_empty();
         let mut inputs = node.inputs.iter().map(|&v| w.get(v)).collect::<Result<Vec<_>, _>>()?;
         for (i, x) in inputs.iter_mut().enumerate().filter(|(i, _)| copies.uses.contains(&(id, *i))) {
@@ -130,7 +130,7 @@ fn rewrite(core: &Core, copies: &Copies) -> Result<Core, Error> {
         }
         w.copying(core.copy[n]);
         let results = match node.op.is_source() {
-            true => vec![w.source(node.op.clone(), node.results[0])],
+            true => vec![w.source(node.op.clone(), graph.ty(node.results[0]))],
             false => w.add(node.op.clone(), &inputs)?,
         };
         w.copying(false);
@@ -142,12 +142,12 @@ fn rewrite(core: &Core, copies: &Copies) -> Result<Core, Error> {
             }
         }
     }
-    let mut done: BTreeMap<ValueId, ValueId> = BTreeMap::new();
     for &v in &copies.results {
         let node = graph.values[v.index()].node;
-        w.begin(node, core.origin[node.index()], core.holds[v.index()]);
+        w.begin(node, core.part_of[node.index()], core.holds[v.index()]);
         let x = w.get(v)?;
-        done.insert(v, w.copy(x)?);
+        let copy = w.copy(x)?;
+        w.bind(v, copy, core.holds[v.index()]);
     }
-    w.finish(&done)
+    w.finish()
 }

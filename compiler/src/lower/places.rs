@@ -139,7 +139,7 @@ fn may_lie(scene: &Scene, join: NodeId, base: ValueId, place: &Place) -> bool {
     let readers = &scene.readers[base.index()];
     let reads = readers.iter().all(|&r| r == join || scene.class_of(r) == Class::Row);
     let twice = scene.graph().node(join).inputs.iter().filter(|&&v| scene.base(v) == base).count() > 1;
-    let fits = node.epoch == scene.graph().node(join).epoch && !scene.pinned[base.index()] && !scene.places.contains_key(&base);
+    let fits = node.epoch() == scene.graph().node(join).epoch() && !scene.pinned[base.index()] && !scene.places.contains_key(&base);
     writes && reads && !twice && fits && !reads_its_buffer(scene, base, place.owner)
 }
 

@@ -3,6 +3,7 @@
 use super::offsets::{Packing, Span};
 use super::schedule::{Schedule, Slot, aligned};
 use crate::graph::{Epoch, Graph, Init, Op, Parameter, SourceDType};
+use crate::import::inputs::InputFacts;
 use crate::quantity::{Bytes, Seconds};
 use crate::units::{BufferId, Program};
 use fp8c_kernels::DType;
@@ -20,6 +21,8 @@ pub struct Header {
     pub budget: Bytes,
     pub accumulation: u32,
     pub optimizer: Option<String>,
+    /// What import found out about the inputs.
+    pub inputs: Vec<InputFacts>,
 }
 
 /// Bytes at the bottom of the arena that persistent buffers take.
@@ -44,7 +47,7 @@ pub fn assemble(
     let mut a = Assembler { program, schedule, tensors: vec![], persistent: HashMap::new(), transient: vec![] };
     let bottom = a.place_persistent();
     a.place_transients(packing, bottom);
-    let (kernels, kernel_of) = distinct_kernels(program);
+    let (kernels, kernel_of) = distinct_kernels(program, schedule);
     let steps: Vec<Step> = schedule.events.iter().map(|e| a.step(e, &kernel_of, unit_seconds)).collect();
     let cut = schedule.update_start as usize;
     // A gradient is its parameter's shape, whatever shape the last kernel gave its bytes.
@@ -62,7 +65,9 @@ pub fn assemble(
         shape: shape_of(name).unwrap_or_else(|| program.buffers[b.0 as usize].ty.shape.clone()),
         tensor: a.final_tensor(b),
         bound: None,
+        least: 0,
         ignore: None,
+        labels: None,
     };
     let control = program.buffers.iter().position(|b| b.role == Role::Control).map(|b| a.final_tensor(BufferId(b as u32)));
     Plan {
@@ -78,7 +83,7 @@ pub fn assemble(
         kernels,
         schedule: plan::Schedule { micro: steps[..cut].to_vec(), update: steps[cut..].to_vec() },
         parameters: parameters(graph, &a),
-        inputs: inputs(graph, &a),
+        inputs: inputs(graph, &a, &header.inputs),
         outputs: program.outputs.iter().map(|(name, b)| output(name, *b)).collect(),
         loss: program.loss.map(|b| a.final_tensor(b)),
         control,
@@ -156,7 +161,7 @@ impl Assembler<'_> {
     }
 
     fn step(&self, event: &super::schedule::Event, kernel_of: &[u32], unit_seconds: &[Seconds]) -> Step {
-        let unit = &self.program.units[event.unit as usize];
+        let unit = self.program.unit(event.unit);
         let epoch = match unit.epoch {
             _ if event.recompute => StepEpoch::Recompute,
             Epoch::Forward => StepEpoch::Forward,
@@ -180,18 +185,19 @@ impl Assembler<'_> {
     }
 }
 
-/// Kernels without repetition, named by family and number, and the entry of each unit.
-fn distinct_kernels(program: &Program) -> (Vec<KernelEntry>, Vec<u32>) {
+/// Kernels without repetition, named by family and number, and the entry of each unit that runs.
+fn distinct_kernels(program: &Program, schedule: &Schedule) -> (Vec<KernelEntry>, Vec<u32>) {
     let mut seen: HashMap<&Kernel, u32> = HashMap::new();
     let mut entries: Vec<KernelEntry> = vec![];
-    let kernel_of = program.units.iter().map(|u| {
-        *seen.entry(&u.kernel).or_insert_with(|| {
-            let name = format!("{}_{}", u.kernel.family(), entries.len());
-            entries.push(KernelEntry { name, kernel: u.kernel.clone(), launches: Default::default() });
+    let mut kernel_of = vec![u32::MAX; program.units.len() + program.again.len()];
+    for u in (0..program.units.len() as u32).chain(schedule.events.iter().map(|e| e.unit)) {
+        let kernel = &program.unit(u).kernel;
+        kernel_of[u as usize] = *seen.entry(kernel).or_insert_with(|| {
+            let name = format!("{}_{}", kernel.family(), entries.len());
+            entries.push(KernelEntry { name, kernel: kernel.clone(), launches: Default::default() });
             entries.len() as u32 - 1
-        })
-    });
-    let kernel_of = kernel_of.collect();
+        });
+    }
     (entries, kernel_of)
 }
 
@@ -254,13 +260,24 @@ fn init(parameter: &Parameter, stream: usize) -> plan::Init {
     }
 }
 
-/// Ports of the graph's inputs, with the range that indexing implies.
-fn inputs(graph: &Graph, a: &Assembler) -> Vec<plan::Port> {
+/// Ports of the graph's inputs, with what is known of their values.
+fn inputs(graph: &Graph, a: &Assembler, facts: &[InputFacts]) -> Vec<plan::Port> {
     let port = |node: &crate::graph::Node| match &node.op {
         Op::Input { name } => {
             let ty = graph.ty(node.results[0]);
             let tensor = a.persistent_of(graph, |op| *op == node.op)?;
-            Some(plan::Port { name: name.clone(), dtype: ty.dtype, shape: ty.shape.clone(), tensor, bound: None, ignore: None })
+            let facts = facts.iter().find(|f| f.name == *name);
+            let range = facts.and_then(|f| f.range);
+            Some(plan::Port {
+                name: name.clone(),
+                dtype: ty.dtype,
+                shape: ty.shape.clone(),
+                tensor,
+                bound: range.map(|r| r.bound),
+                least: range.map_or(0, |r| r.least),
+                ignore: range.and_then(|r| r.ignore),
+                labels: facts.and_then(|f| f.labels),
+            })
         }
         _ => None,
     };
@@ -269,5 +286,5 @@ fn inputs(graph: &Graph, a: &Assembler) -> Vec<plan::Port> {
 
 /// True when an event of the schedule writes the argument at `position`.
 pub fn writes(program: &Program, unit: u32, position: usize) -> bool {
-    program.units[unit as usize].kernel.args().get(position).is_some_and(|a| a.mode != Mode::Read)
+    program.unit(unit).kernel.args().get(position).is_some_and(|a| a.mode != Mode::Read)
 }

@@ -47,9 +47,9 @@ const SEARCH_WORK: usize = 20_000_000;
 /// Most placements of the local search.
 const MAX_ROUNDS: usize = 200;
 
-/// Packs spans; stops early when the height reaches the lower bound.
-pub fn pack(spans: &[Span]) -> Packing {
-    let target = lower_bound(spans);
+/// Packs spans; stops early when the height is `enough` or reaches the lower bound.
+pub fn pack(spans: &[Span], enough: Bytes) -> Packing {
+    let target = lower_bound(spans).max(enough);
     let neighbours = neighbours(spans);
     let pairs: usize = neighbours.iter().map(Vec::len).sum();
     let rounds = (SEARCH_WORK / pairs.max(1)).min(MAX_ROUNDS);
@@ -162,7 +162,7 @@ mod tests {
     #[test]
     fn nested_lifetimes_pack_to_their_lower_bound() {
         let spans: Vec<Span> = (0..50).map(|i| Span { first: i, last: 199 - i, bytes: Bytes(256) * (1 + i as u64 % 7) }).collect();
-        let p = pack(&spans);
+        let p = pack(&spans, Bytes(0));
         assert!(!overlapping(&spans, &p));
         assert_eq!(p.height, lower_bound(&spans));
     }
@@ -180,9 +180,9 @@ mod tests {
                 Span { first, last: first + next(20), bytes: Bytes(256) * (1 + next(64) as u64) }
             })
             .collect();
-        let p = pack(&spans);
+        let p = pack(&spans, Bytes(0));
         assert!(!overlapping(&spans, &p));
         assert!(p.height.0 as f64 <= 1.1 * lower_bound(&spans).0 as f64, "{} over {}", p.height, lower_bound(&spans));
-        assert_eq!(p, pack(&spans));
+        assert_eq!(p, pack(&spans, Bytes(0)));
     }
 }

@@ -1,8 +1,13 @@
 //! Decisions to a sequence of launches.
 //!
 //! Forward units run in order. Before a backward unit, each forward value that it reads and that was not kept is computed again,
-//! with whatever that needs, in forward order; a recomputed value then stays until its last reader. Everything here is exact:
+//! with whatever that needs, in forward order, by itself where that is possible from what is there and else by the units that made it; a
+//! recomputed value then stays until its last reader. Everything here is exact:
 //! the peak of a [`Schedule`] is what its launches need, to the byte.
+
+mod local;
+
+pub use local::Local;
 
 use crate::graph::Epoch;
 use crate::quantity::{Bytes, Seconds};
@@ -59,9 +64,12 @@ pub struct Schedule {
 }
 
 /// Facts about a program that every schedule of it shares, packed closely: schedules are built by the thousand.
+#[derive(Default)]
 pub struct Facts {
     /// For each buffer: the forward units that write it, ascending.
     pub forward_writers: Vec<Vec<u32>>,
+    /// For each buffer: the unit of [`Program::again`] that makes it by itself. It may run where all that it reads is there.
+    alone: Vec<Option<u32>>,
     /// For each unit, when it runs.
     epoch: Vec<Epoch>,
     /// Arguments of all units, one unit after another, and where each unit's begin.
@@ -94,7 +102,9 @@ impl Facts {
     pub fn new(program: &Program, device: ScratchFor) -> Self {
         let mut forward_writers = vec![vec![]; program.buffers.len()];
         let (mut touches, mut first_touch) = (vec![], vec![0]);
-        for (u, unit) in program.units.iter().enumerate() {
+        let mut alone = vec![None; program.buffers.len()];
+        for (u, unit) in program.units.iter().chain(&program.again).enumerate() {
+            let again = u >= program.units.len();
             let modes = unit.kernel.args();
             let touch = |(arg, &buffer): (&fp8c_kernels::program::Arg, &BufferId)| Touch {
                 buffer,
@@ -103,7 +113,10 @@ impl Facts {
             };
             let start = touches.len();
             touches.extend(modes.iter().zip(&unit.args).map(touch));
-            for t in touches[start..].iter().filter(|t| t.writes && unit.epoch == Epoch::Forward) {
+            for t in touches[start..].iter().filter(|t| t.writes && again) {
+                alone[t.buffer.0 as usize] = Some(u as u32);
+            }
+            for t in touches[start..].iter().filter(|t| t.writes && !again && unit.epoch == Epoch::Forward) {
                 let writers: &mut Vec<u32> = &mut forward_writers[t.buffer.0 as usize];
                 if writers.last() != Some(&(u as u32)) {
                     writers.push(u as u32);
@@ -114,12 +127,13 @@ impl Facts {
         let mut pinned = vec![false; program.buffers.len()];
         let after = program.outputs.iter().map(|(_, b)| *b).chain(program.loss).chain(program.gradients.iter().map(|(_, b)| *b));
         after.for_each(|b| pinned[b.0 as usize] = true);
-        let scratch = program.units.iter().map(|u| match u.kernel.scratch_bytes(device) {
+        let scratch = program.units.iter().chain(&program.again).map(|u| match u.kernel.scratch_bytes(device) {
             0 => Bytes(0),
             bytes => aligned(Bytes(bytes)),
         });
         Facts {
             forward_writers,
+            alone,
             epoch: program.units.iter().map(|u| u.epoch).collect(),
             touches,
             first_touch,
@@ -128,6 +142,31 @@ impl Facts {
             scratch: scratch.collect(),
             pinned,
         }
+    }
+
+    /// How many units run without recomputation.
+    pub fn units(&self) -> usize {
+        self.epoch.len()
+    }
+
+    /// When one of these runs.
+    pub fn epoch(&self, unit: u32) -> Epoch {
+        self.epoch.get(unit as usize).copied().unwrap_or(Epoch::Backward)
+    }
+
+    /// True for what has an address of its own throughout.
+    pub fn is_persistent(&self, b: BufferId) -> bool {
+        self.persistent[b.0 as usize]
+    }
+
+    /// True for what is read after the step.
+    pub fn is_pinned(&self, b: BufferId) -> bool {
+        self.pinned[b.0 as usize]
+    }
+
+    /// A buffer's bytes in the arena.
+    pub fn bytes_of(&self, b: BufferId) -> Bytes {
+        self.bytes[b.0 as usize]
     }
 
     /// How a unit touches its arguments, in order.
@@ -190,6 +229,23 @@ impl Builder<'_> {
         }
     }
 
+    /// The units that make a buffer that is not there: the one that makes it alone where all that it reads is there.
+    fn makers(&self, b: BufferId) -> &[u32] {
+        let at_hand = |u: &&u32| self.facts.touches(**u).iter().all(|t| !t.reads || !self.lacks(t.buffer));
+        match self.facts.alone[b.0 as usize].as_ref().filter(at_hand) {
+            Some(alone) => std::slice::from_ref(alone),
+            None => &self.facts.forward_writers[b.0 as usize],
+        }
+    }
+
+    /// Where a unit stands among those that run again: one that makes a buffer alone stands behind those that made it with others.
+    fn place(&self, unit: u32) -> (u32, u32) {
+        let made =
+            || self.facts.touches(unit).iter().find(|t| t.writes).and_then(|t| self.facts.forward_writers[t.buffer.0 as usize].last());
+        let with = if (unit as usize) < self.facts.units() { Some(&unit) } else { made() };
+        (with.copied().unwrap_or(unit), unit)
+    }
+
     /// Runs again, in forward order, the forward units without which a unit lacks an input.
     fn recompute_inputs(&mut self, unit: u32) {
         if !self.facts.touches(unit).iter().any(|t| t.reads && self.lacks(t.buffer)) {
@@ -199,14 +255,17 @@ impl Builder<'_> {
         let mut open = vec![unit];
         while let Some(u) = open.pop() {
             let missing = self.facts.touches(u).iter().filter(|t| t.reads && self.lacks(t.buffer));
-            for writer in missing.flat_map(|t| &self.facts.forward_writers[t.buffer.0 as usize]) {
-                if *writer != unit && needed.insert(*writer) {
-                    open.push(*writer);
+            for &writer in missing.flat_map(|t| self.makers(t.buffer)) {
+                if writer != unit && needed.insert(self.place(writer)) {
+                    open.push(writer);
                 }
             }
         }
-        for u in needed {
-            self.launch(u, true);
+        for &(with, u) in &needed {
+            // What is made with others anyway need not be made alone.
+            if u == with || !needed.contains(&(with, with)) {
+                self.launch(u, true);
+            }
         }
     }
 

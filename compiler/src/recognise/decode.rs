@@ -1,9 +1,10 @@
 //! E-graph to graph: the cheapest form of every root.
 
-use super::encode::roots;
 use super::term::{Cost, Term, Terms, is_scalar, is_test, op_of};
 use crate::Error;
-use crate::graph::{ConstData, Epoch, Expr, ExprNode, Graph, Op, ValueId};
+use crate::graph::edit::Rewrite;
+use crate::graph::{ConstData, Expr, ExprNode, Graph, NodeId, Op, ValueId};
+use crate::sections::roots;
 use egg::{Extractor, Id};
 use fp8c_kernels::DType;
 use fp8c_kernels::program::{Binary, FloatBits, Kind, Literal, Named, Unary};
@@ -21,26 +22,14 @@ pub fn decode(old: &Graph, egraph: &Terms, best: &Best, encoded_roots: &[Id], si
     for (id, site) in sites {
         site_of.entry(egraph.find(*id)).or_insert_with(|| site.clone());
     }
-    let mut d = Decoder {
-        old,
-        egraph,
-        best,
-        site_of,
-        graph: Graph { parameters: old.parameters.clone(), ..Graph::default() },
-        done: HashMap::new(),
-    };
+    let mut d = Decoder { old, egraph, best, site_of, rewrite: Rewrite::new(old), done: HashMap::new() };
     d.sources(encoded_roots);
     for (&root, value) in encoded_roots.iter().zip(roots(old)) {
-        d.value(root, &old.def(value).site)?;
+        let new = d.value(root, &old.def(value).site)?;
+        d.rewrite.set(value, new);
     }
-    let find = |d: &Decoder, i: usize| d.done[&egraph.find(encoded_roots[i])];
-    for (i, output) in old.outputs.iter().enumerate() {
-        let value = find(&d, i);
-        d.graph.outputs.push(crate::graph::Output { name: output.name.clone(), value });
-    }
-    d.graph.loss = old.loss.map(|_| find(&d, old.outputs.len()));
     // Literals that became constants stand where they were first read.
-    d.graph.without_dead_code().map(|(graph, _)| graph)
+    d.rewrite.finish()?.0.without_dead_code().map(|(graph, _)| graph)
 }
 
 struct Decoder<'a, 'e> {
@@ -48,7 +37,7 @@ struct Decoder<'a, 'e> {
     egraph: &'a Terms,
     best: &'a Best<'e>,
     site_of: HashMap<Id, Arc<str>>,
-    graph: Graph,
+    rewrite: Rewrite<'a>,
     done: HashMap<Id, ValueId>,
 }
 
@@ -67,10 +56,11 @@ impl Decoder<'_, '_> {
                 term => open.extend(egg::Language::children(term)),
             }
         }
-        for node in self.old.nodes.iter().filter(|n| n.op.is_source()) {
+        for (n, node) in (0..).map(NodeId).zip(&self.old.nodes).filter(|(_, n)| n.op.is_source()) {
             let v = node.results[0];
             if !matches!(node.op, Op::Constant(_)) || used.contains(&v.0) {
-                let new = self.graph.add_source(node.op.clone(), self.old.ty(v).clone(), &node.site);
+                self.rewrite.begin(n);
+                let new = self.rewrite.add_source(node.op.clone(), self.old.ty(v).clone());
                 if let Some(id) = self.egraph.lookup(Term::Source(v.0)) {
                     self.done.insert(self.egraph.find(id), new);
                 }
@@ -125,7 +115,7 @@ impl Decoder<'_, '_> {
     }
 
     fn one(&mut self, op: Op, inputs: &[ValueId], site: &Arc<str>) -> Result<ValueId, Error> {
-        Ok(self.graph.add(op, inputs, Epoch::Forward, site)?[0])
+        Ok(self.rewrite.add_forward(op, inputs, site)?[0])
     }
 
     fn apply(&mut self, name: &str, children: &[Id], site: &Arc<str>) -> Result<ValueId, Error> {
@@ -138,7 +128,14 @@ impl Decoder<'_, '_> {
                 Term::Integer(i, _) => *i as usize,
                 _ => 0,
             };
-            return self.graph.def(first).results.get(index).copied().ok_or_else(|| Error::graph(site, "a result was rewritten away"));
+            return self
+                .rewrite
+                .graph()
+                .def(first)
+                .results
+                .get(index)
+                .copied()
+                .ok_or_else(|| Error::graph(site, "a result was rewritten away"));
         }
         let (last, operands) = children.split_last().ok_or_else(|| Error::graph(site, "a term without attributes"))?;
         let op = op_of(self.egraph, *last).cloned().ok_or_else(|| Error::graph(site, format!("{name} has lost its attributes")))?;

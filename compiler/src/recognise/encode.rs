@@ -3,6 +3,7 @@
 use super::term::{Fact, Term, TermAnalysis, Terms, apply, attribute};
 use crate::Error;
 use crate::graph::{Expr, ExprNode, Graph, Node, Op, ValueId};
+use crate::sections::roots;
 use egg::{EGraph, Id};
 use fp8c_kernels::DType;
 use fp8c_kernels::program::{FloatBits, Kind, Literal, Named};
@@ -11,15 +12,10 @@ use std::sync::Arc;
 /// An e-graph with the classes that must come out again.
 pub struct Encoded {
     pub egraph: Terms,
-    /// The class of each root, in the order of [`roots`].
+    /// The class of each root, in the order of [`crate::sections::roots`].
     pub roots: Vec<Id>,
     /// Where each value of the graph comes from, in its order.
     pub sites: Vec<(Id, Arc<str>)>,
-}
-
-/// The values that a graph must still compute after rewriting: outputs, then the loss.
-pub fn roots(graph: &Graph) -> Vec<ValueId> {
-    graph.outputs.iter().map(|o| o.value).chain(graph.loss).collect()
 }
 
 /// Puts every node of a forward graph into an e-graph.

@@ -15,6 +15,7 @@
 
 mod attention;
 mod contract;
+mod footprint;
 mod index;
 mod quantize;
 mod row;
@@ -26,6 +27,7 @@ mod window;
 
 pub use attention::*;
 pub use contract::*;
+pub use footprint::{Footprint, Region};
 pub use index::*;
 pub use quantize::*;
 pub use row::*;

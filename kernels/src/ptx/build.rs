@@ -43,6 +43,7 @@ pub struct Build<'c, 'e> {
     body: BasicBlock<'c>,
     shared: RefCell<Option<Ptr<'c>>>,
     shared_bytes: u32,
+    shared_align: std::cell::Cell<u32>,
 }
 
 /// Unwraps a builder's result: see the module's invariant.
@@ -56,7 +57,17 @@ impl<'c, 'e> Build<'c, 'e> {
         let (slots, body) = (e.ctx.append_basic_block(function, "slots"), e.ctx.append_basic_block(function, "body"));
         let b = e.ctx.create_builder();
         b.position_at_end(body);
-        Build { e, b, function, args: args.to_vec(), slots, body, shared: RefCell::new(None), shared_bytes }
+        Build {
+            e,
+            b,
+            function,
+            args: args.to_vec(),
+            slots,
+            body,
+            shared: RefCell::new(None),
+            shared_bytes,
+            shared_align: std::cell::Cell::new(128),
+        }
     }
 
     /// Ends the entry point.
@@ -76,14 +87,19 @@ impl<'c, 'e> Build<'c, 'e> {
         self.args[i]
     }
 
-    /// The entry's shared memory, aligned to 128 bytes.
+    /// Aligns the entry's shared memory to more than 128 bytes; before its first use.
+    pub fn align_shared(&self, bytes: u32) {
+        self.shared_align.set(bytes);
+    }
+
+    /// The entry's shared memory, aligned to 128 bytes if [`Build::align_shared`] does not say otherwise.
     pub fn shared(&self) -> Ptr<'c> {
         *self.shared.borrow_mut().get_or_insert_with(|| {
             let dynamic = self.shared_bytes > STATIC_SHARED_MAX;
             let ty = self.e.ctx.i8_type().array_type(if dynamic { 0 } else { self.shared_bytes });
             let name = format!("{}_shared", self.function.get_name().to_string_lossy());
             let global = self.e.module.add_global(ty, Some(AddressSpace::from(SHARED)), &name);
-            global.set_alignment(128);
+            global.set_alignment(self.shared_align.get());
             match dynamic {
                 true => global.set_linkage(Linkage::External),
                 false => {
@@ -337,6 +353,19 @@ impl<'c, 'e> Build<'c, 'e> {
         ok(self.b.build_conditional_branch(c, yes, end));
         self.b.position_at_end(yes);
         then();
+        self.branch(end);
+        self.b.position_at_end(end);
+    }
+
+    /// Runs `then` where `c` holds and `other` where it does not.
+    pub fn if_else(&self, c: Int<'c>, then: impl FnOnce(), other: impl FnOnce()) {
+        let (yes, no, end) = (self.block(), self.block(), self.block());
+        ok(self.b.build_conditional_branch(c, yes, no));
+        self.b.position_at_end(yes);
+        then();
+        self.branch(end);
+        self.b.position_at_end(no);
+        other();
         self.branch(end);
         self.b.position_at_end(end);
     }

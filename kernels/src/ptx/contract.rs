@@ -1,9 +1,11 @@
 //! Dense matrix products: bf16 operands (and E4M3 ones, which are bf16 values) on tensor cores, f32 operands in true f32.
 
+use super::Arch;
 use super::build::{Build, Int};
 use super::contract_f32;
 use super::epilogue::{Output, alignment};
 use super::module::Emitter;
+use super::sm90;
 use super::tiles::{Accumulator, Copy, Operand, Tiles, pipeline, raster};
 use crate::program::{Contract, Kernel, Matrix};
 use crate::{DType, KernelError};
@@ -56,6 +58,7 @@ pub fn generate(e: &Emitter<'_>, k: &Contract, name: &str) -> Result<(), KernelE
         return Err(KernelError::Unsupported(format!("matrix product {} x {} x {}", k.m, k.n, k.k)));
     }
     match [k.a.dtype, k.b.dtype].iter().all(|d| matches!(d, DType::Bf16 | DType::E4m3)) {
+        true if e.arch == Arch::Sm90a => sm90::bf16_contract(e, k, name, batches),
         true => tensor_cores(e, k, name, batches),
         false => contract_f32::generate(e, k, name, batches),
     }
@@ -77,14 +80,14 @@ pub fn batch_base<'c>(b: &Build<'c, '_>, batch: &[u64], m: &Matrix, mut z: Int<'
     base
 }
 
-/// Where the product goes.
-pub fn output<'c, 'b>(b: &'b Build<'c, 'b>, k: &Contract, z: Int<'c>, tile: [i64; 2]) -> Output<'c, 'b> {
+/// Where the product goes; `base` is its batch's first element, `tile` the shape of a block's tile.
+pub fn output<'c, 'b>(b: &'b Build<'c, 'b>, k: &Contract, base: Int<'c>, tile: [i64; 2]) -> Output<'c, 'b> {
     let arg = Kernel::Contract(k.clone()).args().len() - 1;
     Output {
         b,
         arg,
         dtype: k.c.dtype,
-        base: batch_base(b, &k.batch, &k.c, z),
+        base,
         m: k.m as i64,
         n: k.n as i64,
         row_stride: k.c.row_stride as i64,
@@ -96,8 +99,9 @@ pub fn output<'c, 'b>(b: &'b Build<'c, 'b>, k: &Contract, z: Int<'c>, tile: [i64
     }
 }
 
-fn operand(m: &Matrix, arg: usize, k: &Contract, strides: [u64; 2], shape: &Blocking) -> Operand {
-    let (extent, rows) = if arg == 0 { (k.m, shape.m) } else { (k.n, shape.n) };
+/// Operand `arg` (0 or 1) with its strides along rows of the tile and along the depth; `threads` threads bring tiles of `rows` rows.
+pub fn operand(m: &Matrix, arg: usize, k: &Contract, strides: [u64; 2], rows: i64, threads: i64) -> Operand {
+    let extent = if arg == 0 { k.m } else { k.n };
     // The stride of an axis of one element is never walked.
     let walked = |stride: u64, extent: u64| if extent == 1 { 0 } else { stride as i64 };
     let mut o = Operand {
@@ -109,7 +113,7 @@ fn operand(m: &Matrix, arg: usize, k: &Contract, strides: [u64; 2], shape: &Bloc
         stride: walked(strides[0], extent),
         k_stride: walked(strides[1], k.k),
         rows,
-        threads: shape.threads(),
+        threads,
         copy: Copy::Elements,
     };
     let offsets: Vec<i64> = m.batch_strides.iter().chain([&m.offset]).map(|&s| s as i64).collect();
@@ -120,8 +124,8 @@ fn operand(m: &Matrix, arg: usize, k: &Contract, strides: [u64; 2], shape: &Bloc
 fn tensor_cores(e: &Emitter<'_>, k: &Contract, name: &str, batches: u64) -> Result<(), KernelError> {
     let shape = Blocking::choose(batches, k.m, k.n);
     let [tiles_m, tiles_n] = shape.tiles(k.m, k.n);
-    let left = operand(&k.a, 0, k, [k.a.row_stride, k.a.col_stride], &shape);
-    let right = operand(&k.b, 1, k, [k.b.col_stride, k.b.row_stride], &shape);
+    let left = operand(&k.a, 0, k, [k.a.row_stride, k.a.col_stride], shape.m, shape.threads());
+    let right = operand(&k.b, 1, k, [k.b.col_stride, k.b.row_stride], shape.n, shape.threads());
     let shared = shape.stages * (left.bytes() + right.bytes());
     let grid = batches * (tiles_m * tiles_n) as u64;
     let b = e.entry(name, &Kernel::Contract(k.clone()).args(), grid, shape.threads() as u32, shared as u32)?;
@@ -150,7 +154,7 @@ fn tensor_cores(e: &Emitter<'_>, k: &Contract, name: &str, batches: u64) -> Resu
             }
         });
     }
-    let out = output(&b, k, z, [shape.m, shape.n]);
+    let out = output(&b, k, batch_base(&b, &k.batch, &k.c, z), [shape.m, shape.n]);
     warp.store(&out, row0, col0, |f| [0, 1, 2, 3].map(|x| b.get(&sums[f][x])));
     b.finish();
     Ok(())

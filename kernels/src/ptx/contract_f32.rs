@@ -48,7 +48,7 @@ pub fn generate(e: &Emitter<'_>, k: &Contract, name: &str, batches: u64) -> Resu
     if k.k > 0 {
         multiply(&b, &left, &right, &sums, k.k.div_ceil(DEPTH as u64) as i64);
     }
-    let out = output(&b, k, z, [side, side]);
+    let out = output(&b, k, batch_base(&b, &k.batch, &k.c, z), [side, side]);
     for (row, col, cells) in sums.quads() {
         let values: Vec<Float<'_>> = cells.iter().map(|c| b.get(c)).collect();
         out.store(b.add(row0, row), b.add(col0, col), &values);

@@ -58,6 +58,35 @@ impl<'c> Output<'c, '_> {
         }
     }
 
+    /// Stores two pairs of columns of a row, eight apart, that four neighbouring lanes hold of 16: as few and wide as possible.
+    ///
+    /// Lane q of the four has columns `col` + 2 q and the next in `low`, those 8 beyond in `high`; `col` is a multiple of 16, `quarter` is
+    /// 2 q. All lanes of the warp take part.
+    pub fn store_sixteen(&self, row: Int<'c>, col: Int<'c>, quarter: Int<'c>, [low, high]: [[Float<'c>; 2]; 2]) {
+        let b = self.b;
+        if self.dtype != DType::Bf16 || self.accumulate || self.piece(4) != 4 {
+            self.store(row, b.add(col, quarter), &low);
+            self.store(row, b.add(b.addc(col, 8), quarter), &high);
+            return;
+        }
+        // Even lanes take four columns of the low eight, odd ones of the high eight: one sector for each row.
+        let odd = b.eqc(b.andc(b.thread(), 1), 1);
+        let biased = |pair: [Float<'c>; 2], col: Int<'c>| {
+            let finish = |i: usize| self.finish(pair[i], b.i64(0), b.minc(b.addc(col, i as i64), self.n - 1), 0);
+            b.bf16_pair(finish(0), finish(1))
+        };
+        let (low, high) = (biased(low, b.add(col, quarter)), biased(high, b.add(b.addc(col, 8), quarter)));
+        let other = b.shuffle_xor(b.select(odd, low, high), 1);
+        let words = [b.select(odd, other, low), b.select(odd, high, other)];
+        let first = b.add(b.add(col, b.andc(quarter, 4)), b.select(odd, b.i32(8), b.i32(0)));
+        let at = b.add(b.add(self.base, b.mulc(b.to_i64(row), self.row_stride)), b.to_i64(first));
+        let write = || b.store(b.at(b.arg(self.arg), at, 2), b.vector(&words.map(|w| w.into())).into_vector_value(), 8);
+        match self.exact {
+            true => write(),
+            false => b.if_then(b.and(b.ltc(row, self.m), b.ltc(first, self.n)), write),
+        }
+    }
+
     /// Bias and what C holds already, added in this order.
     fn finish(&self, v: Float<'c>, at: Int<'c>, col: Int<'c>, lane: i64) -> Float<'c> {
         let b = self.b;

@@ -13,6 +13,7 @@ mod contract_f32;
 mod conv;
 mod direct;
 mod epilogue;
+mod heuristics;
 mod math;
 mod module;
 mod ops;
@@ -22,6 +23,7 @@ mod row;
 mod scaled_contract;
 mod scan;
 mod scatter_add;
+mod sm90;
 #[cfg(test)]
 mod tests;
 mod tiles;
@@ -31,6 +33,7 @@ mod window;
 use crate::KernelError;
 use crate::launch::Launch;
 use crate::program::Kernel;
+pub use heuristics::{Problem, Tile};
 use inkwell::context::Context;
 use module::Emitter;
 
@@ -57,13 +60,25 @@ pub struct Module {
 /// [`KernelError::Invalid`] for a program that breaks its family's rules or a name that is not an identifier,
 /// [`KernelError::Unsupported`] for one that this chip has no code for.
 pub fn generate(kernel: &Kernel, name: &str, arch: Arch) -> Result<Module, KernelError> {
+    generate_with(kernel, name, arch, None)
+}
+
+/// [`generate`] of a matrix product for sm_90a with a tile that the heuristics need not choose, for tests and measurements of tiles.
+///
+/// # Errors
+/// As [`generate`].
+pub fn generate_tiled(kernel: &Kernel, name: &str, tile: Tile) -> Result<Module, KernelError> {
+    generate_with(kernel, name, Arch::Sm90a, Some(tile))
+}
+
+fn generate_with(kernel: &Kernel, name: &str, arch: Arch, tile: Option<Tile>) -> Result<Module, KernelError> {
     kernel.verify()?;
     let first = |c: char| c.is_ascii_alphabetic() || c == '_';
     if !name.starts_with(first) || !name.chars().all(|c| first(c) || c.is_ascii_digit()) {
         return Err(KernelError::Invalid { family: kernel.family(), reason: format!("{name:?} is not an entry point's name") });
     }
     let ctx = Context::create();
-    let e = Emitter::new(&ctx, arch)?;
+    let e = Emitter::new(&ctx, arch, tile)?;
     match kernel {
         Kernel::Row(k) => row::generate(&e, k, name)?,
         Kernel::Contract(k) => contract::generate(&e, k, name)?,

@@ -4,6 +4,7 @@
 
 use super::Arch;
 use super::build::Build;
+use super::heuristics::Tile;
 use crate::KernelError;
 use crate::launch::Launch;
 use crate::program::{Arg, Mode};
@@ -57,6 +58,8 @@ pub struct Emitter<'c> {
     pub ctx: &'c Context,
     pub module: Module<'c>,
     pub arch: Arch,
+    /// The tile of a product on `wgmma`, if not the heuristics' choice.
+    pub tile: Option<Tile>,
     machine: TargetMachine,
     launches: RefCell<Vec<Launch>>,
 }
@@ -76,13 +79,13 @@ fn target_machine(arch: Arch) -> Result<TargetMachine, KernelError> {
 }
 
 impl<'c> Emitter<'c> {
-    /// Starts an empty module for a chip.
-    pub fn new(ctx: &'c Context, arch: Arch) -> Result<Self, KernelError> {
+    /// Starts an empty module for a chip; `tile` replaces the heuristics' choice.
+    pub fn new(ctx: &'c Context, arch: Arch, tile: Option<Tile>) -> Result<Self, KernelError> {
         let machine = target_machine(arch)?;
         let module = ctx.create_module("fp8c");
         module.set_triple(&machine.get_triple());
         module.set_data_layout(&machine.get_target_data().get_data_layout());
-        Ok(Emitter { ctx, module, arch, machine, launches: RefCell::new(Vec::new()) })
+        Ok(Emitter { ctx, module, arch, tile, machine, launches: RefCell::new(Vec::new()) })
     }
 
     /// Adds an entry point whose parameters are `args` and records how it is launched.

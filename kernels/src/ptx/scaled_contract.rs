@@ -1,4 +1,4 @@
-//! E4M3 matrix products with fine-grained scales, on tensor cores.
+//! E4M3 matrix products with fine-grained scales, on `mma.sync`.
 //!
 //! The tensor core's accumulator holds fewer bits than an f32 sum over a long `k` needs. So each fragment runs over one group of 128
 //! into a temporary, which is scaled and added to the f32 sum, before the next fragment starts: a second full set of accumulators
@@ -9,6 +9,7 @@ use super::build::{Float, Int};
 use super::contract::{Blocking, WarpTile};
 use super::epilogue::Output;
 use super::module::Emitter;
+use super::sm90;
 use super::tiles::{Copy, Operand, Tiles, pipeline, raster};
 use crate::program::{Kernel, ScaleGroup, ScaledContract, groups};
 use crate::{DType, KernelError};
@@ -21,7 +22,10 @@ pub fn generate(e: &Emitter<'_>, k: &ScaledContract, name: &str) -> Result<(), K
     if [k.m, k.n, k.k].iter().any(|&extent| extent >= 1 << 30) {
         return Err(KernelError::Unsupported(format!("matrix product {} x {} x {}", k.m, k.n, k.k)));
     }
-    let shape = blocking(e.arch, k);
+    if e.arch == Arch::Sm90a {
+        return sm90::e4m3_contract(e, k, name);
+    }
+    let shape = Blocking::choose(1, k.m, k.n);
     let [tiles_m, tiles_n] = shape.tiles(k.m, k.n);
     let operand = |arg, extent: u64, rows| {
         let stride = if extent == 1 { 0 } else { k.k as i64 };
@@ -77,22 +81,6 @@ pub fn generate(e: &Emitter<'_>, k: &ScaledContract, name: &str) -> Result<(), K
     warp.store(&out, row0, col0, |f| [0, 1, 2, 3].map(|x| b.get(&sums[f][x])));
     b.finish();
     Ok(())
-}
-
-// From sm_90 on `mma` unpacks E4M3 into registers: warps of 64 x 32 spill, and of 32 x 32 where edges and row scales add to them.
-/// 8 warps of 32 x 32.
-const UNPACKING: Blocking = Blocking { m: 128, n: 64, warps: [4, 2], stages: 4 };
-/// 8 warps of 32 x 16.
-const UNPACKING_SMALL: Blocking = Blocking { m: 64, n: 64, warps: [2, 4], stages: 3 };
-
-fn blocking(arch: Arch, k: &ScaledContract) -> Blocking {
-    let shape = Blocking::choose(1, k.m, k.n);
-    let ragged = k.b_scales == ScaleGroup::Row && !(k.m.is_multiple_of(UNPACKING.m as u64) && k.n.is_multiple_of(UNPACKING.n as u64));
-    match (arch, shape.n > UNPACKING.n) {
-        (Arch::Sm89, _) => shape,
-        (Arch::Sm90a, true) if !ragged => UNPACKING,
-        (Arch::Sm90a, _) => UNPACKING_SMALL,
-    }
 }
 
 /// The scales that a lane's results need.

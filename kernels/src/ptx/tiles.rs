@@ -38,6 +38,7 @@ pub struct Operand {
     pub k_stride: i64,
     /// Rows of the block's tile.
     pub rows: i64,
+    /// Threads that bring tiles: the block's first.
     pub threads: i64,
     pub copy: Copy,
 }
@@ -53,7 +54,7 @@ impl Operand {
     }
 
     /// True if tiles are stored with `k` along the row.
-    fn k_major(&self) -> bool {
+    pub fn k_major(&self) -> bool {
         self.k_stride == 1 || self.stride != 1
     }
 
@@ -103,7 +104,7 @@ impl<'c> Tiles<'c, '_> {
         Chunk { to, row, k: b.add(k0, k) }
     }
 
-    /// Starts to bring tile `step` (along `k`) to `tile` in shared memory. Elements outside the matrix become zeros.
+    /// Starts to bring tile `step` (along `k`) to `tile` in shared memory, by the block's first threads. Elements outside the matrix become zeros.
     pub fn fetch(&self, tile: Ptr<'c>, step: Int<'c>) {
         let (b, chunks) = (self.b, self.o.rows * CHUNKS);
         match self.o.copy {
@@ -214,6 +215,11 @@ pub type Accumulator<'c> = [Float<'c>; 4];
 impl<'c> Build<'c, '_> {
     pub fn commit_copies(&self) {
         self.call("llvm.nvvm.cp.async.commit.group", &[], &[]);
+    }
+
+    /// Starts to copy four bytes to shared memory.
+    pub fn copy_word(&self, to: Ptr<'c>, from: Ptr<'c>) {
+        self.call("llvm.nvvm.cp.async.ca.shared.global.4", &[], &[to.into(), from.into()]);
     }
 
     /// Waits until at most `pending` groups of this thread's copies are under way.

@@ -1,10 +1,10 @@
 //! Emulated PTX against the CPU, on random data.
 
-use fp8c_kernels::DType;
 use fp8c_kernels::cpu::{self, Buffer};
 use fp8c_kernels::numerics::e4m3_to_f32;
 use fp8c_kernels::program::{Arg, Attention, Kernel, Mode};
-use fp8c_kernels::ptx::{Arch, generate};
+use fp8c_kernels::ptx::{Arch, Module, Tile, generate, generate_tiled};
+use fp8c_kernels::{DType, KernelError};
 use fp8c_ptx_emulator as emulator;
 
 /// How far results may lie apart.
@@ -81,14 +81,31 @@ fn random(arg: &Arg, noise: &mut Noise, indices: u64) -> Vec<u8> {
     bytes
 }
 
+/// Which code of a kernel.
+#[derive(Clone, Copy, Debug)]
+enum Code {
+    For(Arch),
+    /// For sm_90a, with this tile.
+    Tiled(Tile),
+}
+
+impl Code {
+    fn generate(self, kernel: &Kernel, name: &str) -> Result<Module, KernelError> {
+        match self {
+            Code::For(arch) => generate(kernel, name, arch),
+            Code::Tiled(tile) => generate_tiled(kernel, name, tile),
+        }
+    }
+}
+
 /// Arguments as a launch finds them: outputs hold garbage.
-fn arguments(kernel: &Kernel, indices: u64) -> Vec<Vec<u8>> {
+pub fn arguments(kernel: &Kernel, indices: u64) -> Vec<Vec<u8>> {
     let mut noise = Noise(12345);
     let args = kernel.args();
     args.iter().map(|a| if a.mode == Mode::Write { vec![0xab; a.bytes() as usize] } else { random(a, &mut noise, indices) }).collect()
 }
 
-fn on_cpu(kernel: &Kernel, args: &[Vec<u8>]) -> Vec<Vec<u8>> {
+pub fn on_cpu(kernel: &Kernel, args: &[Vec<u8>]) -> Vec<Vec<u8>> {
     let mut buffers: Vec<Aligned> = args.iter().map(|a| Aligned::new(a)).collect();
     let scratch = cpu::scratch_bytes(kernel, rayon::current_num_threads());
     let mut scratch = Aligned::new(&vec![0; scratch as usize]);
@@ -99,9 +116,21 @@ fn on_cpu(kernel: &Kernel, args: &[Vec<u8>]) -> Vec<Vec<u8>> {
     buffers.iter().map(Aligned::to_vec).collect()
 }
 
-fn on_emulator(name: &str, kernel: &Kernel, args: &[Vec<u8>]) -> Vec<Vec<u8>> {
-    let module = generate(kernel, name, Arch::Sm89).unwrap_or_else(|e| panic!("{name}: {e}"));
-    let program = emulator::Program::parse(&module.text).unwrap_or_else(|e| panic!("{name}: {e}\n{}", module.text));
+fn on_emulator(name: &str, kernel: &Kernel, code: Code, args: &[Vec<u8>]) -> Vec<Vec<u8>> {
+    let module = code.generate(kernel, name).unwrap_or_else(|e| panic!("{name}: {e}"));
+    match emulate(kernel, &module, args) {
+        Ok((results, _)) => results,
+        Err(fault) => {
+            let lines: Vec<&str> = module.text.lines().collect();
+            let around = fault.line.saturating_sub(4)..(fault.line + 2).min(lines.len());
+            panic!("{name}, {code:?}: {fault}\n{}", lines[around].join("\n"));
+        }
+    }
+}
+
+/// Arguments after a module ran, and what it did.
+pub fn emulate(kernel: &Kernel, module: &Module, args: &[Vec<u8>]) -> Result<(Vec<Vec<u8>>, emulator::Counts), emulator::Fault> {
+    let program = emulator::Program::parse(&module.text)?;
     let contents = |a: &Arg| match a.mode {
         Mode::Read => emulator::Contents::ReadOnly,
         Mode::Write => emulator::Contents::Undefined,
@@ -109,15 +138,12 @@ fn on_emulator(name: &str, kernel: &Kernel, args: &[Vec<u8>]) -> Vec<Vec<u8>> {
     };
     let buffer = |(bytes, a): (&Vec<u8>, &Arg)| emulator::Buffer { bytes: bytes.clone(), contents: contents(a) };
     let mut buffers: Vec<_> = args.iter().zip(&kernel.args()).map(buffer).collect();
+    let mut counts = emulator::Counts::default();
     for l in &module.launches {
         let launch = emulator::Launch { entry: &l.entry, blocks: l.grid[0], threads: l.block[0], shared_bytes: l.shared_bytes };
-        if let Err(fault) = emulator::run(&program, &launch, &mut buffers) {
-            let lines: Vec<&str> = module.text.lines().collect();
-            let around = fault.line.saturating_sub(4)..(fault.line + 2).min(lines.len());
-            panic!("{name}, {}: {fault}\n{}", l.entry, lines[around].join("\n"));
-        }
+        counts.add(&emulator::run(&program, &launch, &mut buffers)?);
     }
-    buffers.into_iter().map(|b| b.bytes).collect()
+    Ok((buffers.into_iter().map(|b| b.bytes).collect(), counts))
 }
 
 fn value(dtype: DType, element: &[u8]) -> f64 {
@@ -134,7 +160,15 @@ fn value(dtype: DType, element: &[u8]) -> f64 {
 /// Asserts that every argument is the same, within the tolerance and one unit of its format, after both have run on random data
 /// whose integers are below `indices`.
 pub fn agree(name: &str, kernel: &Kernel, tolerance: Tolerance, indices: u64) {
-    agree_on(name, kernel, tolerance, arguments(kernel, indices));
+    // Other families have the same code for both chips.
+    let own_code = matches!(kernel, Kernel::Contract(_) | Kernel::ScaledContract(_));
+    let archs = if own_code { &[Arch::Sm89, Arch::Sm90a][..] } else { &[Arch::Sm89] };
+    archs.iter().for_each(|&arch| agree_on(name, kernel, Code::For(arch), tolerance, arguments(kernel, indices)));
+}
+
+/// [`agree`] for sm_90a with a given tile.
+pub fn agree_tiled(name: &str, kernel: &Kernel, tile: Tile, tolerance: Tolerance) {
+    agree_on(name, kernel, Code::Tiled(tile), tolerance, arguments(kernel, 1));
 }
 
 /// [`agree`] for a backward pass of attention, whose o and lse come from the forward pass.
@@ -144,12 +178,12 @@ pub fn agree_backward(name: &str, k: &Attention, tolerance: Tolerance) {
     let backward = Kernel::AttentionGrad(k.clone());
     let mut args = arguments(&backward, 1);
     args[..results.len()].clone_from_slice(&results);
-    agree_on(name, &backward, tolerance, args);
+    agree_on(name, &backward, Code::For(Arch::Sm89), tolerance, args);
 }
 
-fn agree_on(name: &str, kernel: &Kernel, tolerance: Tolerance, args: Vec<Vec<u8>>) {
+fn agree_on(name: &str, kernel: &Kernel, code: Code, tolerance: Tolerance, args: Vec<Vec<u8>>) {
     kernel.verify().unwrap_or_else(|e| panic!("{name}: {e}"));
-    let (want, have) = (on_cpu(kernel, &args), on_emulator(name, kernel, &args));
+    let (want, have) = (on_cpu(kernel, &args), on_emulator(name, kernel, code, &args));
     let exact = tolerance.relative == 0.0;
     for (n, arg) in kernel.args().iter().enumerate() {
         let size = arg.dtype.size() as usize;
@@ -163,7 +197,7 @@ fn agree_on(name: &str, kernel: &Kernel, tolerance: Tolerance, args: Vec<Vec<u8>
             let (a, b) = (value(arg.dtype, w), value(arg.dtype, h));
             let allowed = (tolerance.relative as f64 + unit) * a.abs().max(b.abs()) + tolerance.absolute as f64;
             let same = w == h || (a.is_nan() && b.is_nan()) || (a - b).abs() <= allowed;
-            assert!(same, "{name}: argument {n}, element {i}: CPU {a}, PTX {b}");
+            assert!(same, "{name}: argument {n}, element {i}: CPU {a}, PTX ({code:?}) {b}");
         }
     }
 }

@@ -1,54 +1,101 @@
-//! `ptxas`: what it says about a kernel.
+//! `ptxas` and `nvdisasm`: what they say about a kernel.
 //!
-//! Found by the environment variable FP8C_PTXAS, else on the PATH. Tests that need it say so and pass where there is none.
+//! ptxas is named by the environment variable FP8C_PTXAS, else on the PATH; nvdisasm is beside it or on the PATH. Tests that need
+//! them say so and pass where there are none.
 
 use fp8c_kernels::program::Kernel;
-use fp8c_kernels::ptx::{Arch, Module, generate};
-use std::path::PathBuf;
+use fp8c_kernels::ptx::{Arch, Module, Tile, generate, generate_tiled};
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Once;
 
 pub const ARCHS: [Arch; 2] = [Arch::Sm89, Arch::Sm90a];
 
-fn ptxas() -> Option<PathBuf> {
-    let named = std::env::var_os("FP8C_PTXAS").map(PathBuf::from);
+fn on_path(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    named.or_else(|| std::env::split_paths(&path).map(|d| d.join("ptxas")).find(|p| p.is_file()))
+    std::env::split_paths(&path).map(|d| d.join(name)).find(|p| p.is_file())
 }
 
-/// Assembles a module and returns what `ptxas -v` printed; None without ptxas.
-fn assemble(module: &Module, arch: Arch) -> Option<String> {
-    static NOTICE: std::sync::Once = std::sync::Once::new();
-    let Some(ptxas) = ptxas() else {
+fn ptxas() -> Option<PathBuf> {
+    static NOTICE: Once = Once::new();
+    let found = std::env::var_os("FP8C_PTXAS").map(PathBuf::from).or_else(|| on_path("ptxas"));
+    if found.is_none() {
         NOTICE.call_once(|| eprintln!("ptxas is neither on the PATH nor named by FP8C_PTXAS: no kernel is assembled"));
-        return None;
-    };
+    }
+    found
+}
+
+fn nvdisasm(ptxas: &Path) -> Option<PathBuf> {
+    static NOTICE: Once = Once::new();
+    let found = Some(ptxas.with_file_name("nvdisasm")).filter(|p| p.is_file()).or_else(|| on_path("nvdisasm"));
+    if found.is_none() {
+        NOTICE.call_once(|| eprintln!("nvdisasm is neither beside ptxas nor on the PATH: no machine code is looked at"));
+    }
+    found
+}
+
+/// Assembles a module and returns what `ptxas -v` printed and the machine code, if there is something to read it with.
+fn assemble(module: &Module, arch: Arch) -> Option<(String, Option<String>)> {
+    let ptxas = ptxas()?;
     let file = tempfile::NamedTempFile::with_suffix(".ptx").unwrap();
+    let binary = tempfile::NamedTempFile::with_suffix(".cubin").unwrap();
     std::fs::write(file.path(), &module.text).unwrap();
-    let output =
-        Command::new(ptxas).arg("-v").arg(format!("-arch={}", arch.cpu())).arg(file.path()).args(["-o", "/dev/null"]).output().unwrap();
+    let arch = format!("-arch={}", arch.cpu());
+    let output = Command::new(&ptxas).arg("-v").arg(arch).arg(file.path()).arg("-o").arg(binary.path()).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "ptxas refused:\n{said}\n{}", module.text);
-    Some(said)
+    let code = nvdisasm(&ptxas).map(|nvdisasm| {
+        let output = Command::new(nvdisasm).arg("-c").arg(binary.path()).output().unwrap();
+        assert!(output.status.success(), "nvdisasm refused: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    });
+    Some((said, code))
 }
 
-/// Generates a kernel for both chips and asserts that ptxas takes it without spills and without a stack frame.
+/// Asserts that ptxas takes a module without warnings on `wgmma`, spills or a stack frame; returns the machine code.
+fn accept(name: &str, module: &Module, arch: Arch) -> Option<String> {
+    assert!(module.launches.iter().all(|l| module.text.contains(&format!(".entry {}(", l.entry))), "{name}: an entry is missing");
+    let (said, code) = assemble(module, arch)?;
+    // C75xx: wgmma is serialised, or waits are injected, or setmaxnreg is ignored.
+    assert!(!said.contains("C75"), "{name} for {}:\n{said}", arch.cpu());
+    let clean = "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads";
+    let frames = said.lines().filter(|l| l.contains("stack frame"));
+    frames.for_each(|l| assert!(l.contains(clean), "{name} for {}: {l}\n{said}\n{}", arch.cpu(), module.text));
+    let registers = said.split("Used ").skip(1).filter_map(|s| s.split(' ').next()).collect::<Vec<_>>().join(", ");
+    eprintln!("{name:40} {:8} {:5} lines, registers {registers}", arch.cpu(), module.text.lines().count());
+    code
+}
+
+/// Generates a kernel for both chips and asserts that ptxas takes it without spills, without a stack frame and without complaint.
 pub fn check(name: &str, kernel: &Kernel) {
     for arch in ARCHS {
-        let start = std::time::Instant::now();
         let module = generate(kernel, name, arch).unwrap_or_else(|e| panic!("{name}: {e}"));
-        let generated = start.elapsed();
-        assert!(module.launches.iter().all(|l| module.text.contains(&format!(".entry {}(", l.entry))), "{name}: an entry is missing");
-        let Some(said) = assemble(&module, arch) else { continue };
-        let clean = "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads";
-        let frames = said.lines().filter(|l| l.contains("stack frame"));
-        frames.for_each(|l| assert!(l.contains(clean), "{name} for {}: {l}\n{said}", arch.cpu()));
-        let registers = said.split("Used ").skip(1).filter_map(|s| s.split(' ').next()).collect::<Vec<_>>().join(", ");
-        eprintln!(
-            "{name:40} {:8} {:6.1} ms {:5} lines, registers {registers}",
-            arch.cpu(),
-            generated.as_secs_f64() * 1e3,
-            module.text.lines().count()
-        );
+        let code = accept(name, &module, arch);
+        let product = matches!(kernel, Kernel::Contract(_) | Kernel::ScaledContract(_));
+        if let Some(code) = code.filter(|_| product && arch == Arch::Sm90a) {
+            on_wgmma(name, &module.text, &code);
+        }
+    }
+}
+
+/// [`check`] of a product for sm_90a with a given tile.
+pub fn check_tiled(name: &str, kernel: &Kernel, tile: Tile) {
+    let module = generate_tiled(kernel, name, tile).unwrap_or_else(|e| panic!("{name}: {e}"));
+    if let Some(code) = accept(name, &module, Arch::Sm90a) {
+        on_wgmma(name, &module.text, &code);
+    }
+}
+
+/// Asserts that machine code has the warpgroup products of its PTX and no other way to multiply on tensor cores.
+fn on_wgmma(name: &str, text: &str, code: &str) {
+    for (written, machine) in [(".f32.e4m3.e4m3", "QGMMA."), (".f32.bf16.bf16", "HGMMA.")] {
+        let lines = text.lines().filter(|l| l.starts_with("wgmma.mma_async") && l.contains(written));
+        let have = code.lines().filter(|l| l.contains(machine)).count();
+        assert_eq!(have, lines.count(), "{name}: {machine}");
+    }
+    if text.contains("wgmma.mma_async") {
+        let other = ["HMMA", "QMMA", "UNPACK", "LDL", "STL"].into_iter().find(|o| code.contains(o));
+        assert_eq!(other, None, "{name}");
     }
 }
 

@@ -1,8 +1,10 @@
 //! Matrix products through ptxas.
 
-use super::assembler::check;
+use super::agree::{Tolerance, agree_tiled};
+use super::assembler::{check, check_tiled};
 use fp8c_kernels::DType;
 use fp8c_kernels::program::{Contract, Epilogue, Kernel, Matrix, ScaleGroup, ScaledContract};
+use fp8c_kernels::ptx::{Problem, Tile};
 
 /// Which operands lie transposed in memory.
 #[derive(Clone, Copy)]
@@ -101,4 +103,36 @@ fn dense_products_assemble_without_spills() {
 #[test]
 fn scaled_products_assemble_without_spills() {
     scaled_kernels().iter().for_each(|(name, kernel)| check(name, kernel));
+}
+
+/// A product of each kind with every tile that sm_90a's generators may choose.
+fn tiled() -> Vec<(String, Kernel, Tile)> {
+    const B: DType = DType::Bf16;
+    let scaled = |b_scales, c, epilogue| Kernel::ScaledContract(ScaledContract { m: 290, n: 276, k: 1100, b_scales, c, epilogue });
+    let layout = |left, right| Layout { left, right };
+    let bf16 = |layout, c, epilogue| dense([B, B, c], &[], [288, 280, 584], layout, epilogue);
+    let full = Epilogue { bias: Some(DType::F32), accumulate: true };
+    let kinds = [
+        ("e4m3_block", 1, scaled(ScaleGroup::Block, B, Epilogue::default())),
+        ("e4m3_row", 1, scaled(ScaleGroup::Row, DType::F32, full)),
+        ("bf16_nt", 2, bf16(layout(false, true), B, Epilogue { bias: Some(B), accumulate: false })),
+        ("bf16_tn", 2, bf16(layout(true, false), DType::F32, full)),
+    ];
+    let each = |(name, element, kernel): &(&str, u64, Kernel)| {
+        let tiles = Tile::candidates(&Problem { batches: 1, m: 1, n: 1, k: 1, element: *element, result: 2 });
+        let named = |t: Tile| (format!("{name}_{}x{}_{}", t.m(), t.n, t.groups), kernel.clone(), t);
+        tiles.into_iter().map(named).collect::<Vec<_>>()
+    };
+    kinds.iter().flat_map(each).collect()
+}
+
+#[test]
+fn every_tile_assembles_to_warpgroup_products_without_spills() {
+    tiled().iter().for_each(|(name, kernel, tile)| check_tiled(name, kernel, *tile));
+}
+
+#[test]
+fn every_tile_agrees_with_the_cpu_emulated() {
+    let close = Tolerance { relative: 2e-5, absolute: 2e-4 };
+    tiled().iter().for_each(|(name, kernel, tile)| agree_tiled(name, kernel, *tile, close));
 }

@@ -1,19 +1,26 @@
 //! Training data: token files and numpy arrays, in an order that depends on the seed and the position alone.
 //!
 //! The position is the number of samples consumed so far, so a training resumes anywhere without reading what came before.
+//!
+//! Integers that index something have a range in the plan. Files are searched for others when they are opened, and every batch is
+//! checked again, since a file may change while it is mapped.
 
 mod npy;
+mod range;
 mod tokens;
+mod windows;
+
+pub(crate) use range::check_range;
+pub use tokens::TokenWidth;
 
 use crate::Error;
-use crate::plan::{Plan, Port};
+use crate::plan::{Labels, Plan, Port};
+use crate::random::Shuffle;
 use crate::session::Batch;
-use fp8c_kernels::DType;
 use npy::NpyArray;
 use std::path::Path;
-use tokens::{Tokens, Windows};
-
-use crate::random::Shuffle;
+use tokens::Tokens;
+use windows::Windows;
 
 /// In which order samples are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +29,22 @@ pub enum Order {
     Sequential,
     /// Arrays: a new permutation for each epoch. Tokens: windows that start anywhere.
     Shuffled { seed: u64 },
+}
+
+/// How data is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DataOptions {
+    pub order: Order,
+    /// What `labels` gets from a token file; what the plan says where absent.
+    pub labels: Option<Labels>,
+    /// Of a `.bin` file without a header; what is possible where absent.
+    pub width: Option<TokenWidth>,
+}
+
+impl From<Order> for DataOptions {
+    fn from(order: Order) -> Self {
+        DataOptions { order, labels: None, width: None }
+    }
 }
 
 /// Fills the batches of a plan.
@@ -48,8 +71,10 @@ impl Loader {
     /// Opens `--data` specifications: one token file (`.txt`, `.bin`), or `NAME=FILE.npy` for each input of the plan.
     ///
     /// # Errors
-    /// [`Error::Usage`] for specifications that do not fit the plan's inputs, [`Error::Data`] for files that do not, [`Error::Io`].
-    pub fn open(plan: &Plan, specs: &[String], order: Order) -> Result<Self, Error> {
+    /// [`Error::Usage`] for specifications that do not fit the plan's inputs, [`Error::Data`] for files that do not or that hold a value
+    /// out of range, [`Error::Io`].
+    pub fn open(plan: &Plan, specs: &[String], options: impl Into<DataOptions>) -> Result<Self, Error> {
+        let options = options.into();
         let names = || plan.inputs.iter().map(|p| p.name.as_str()).collect::<Vec<_>>().join(", ");
         let mut arrays: Vec<(usize, &str)> = vec![];
         let mut files: Vec<&str> = vec![];
@@ -68,8 +93,8 @@ impl Loader {
         }
         let mut loader = match (&files[..], &arrays[..]) {
             ([], []) => return Err(Error::Usage(format!("there is no data; the plan's inputs are: {}", names()))),
-            ([file], []) => Self::tokens(plan, Path::new(file), order)?,
-            ([], _) => Self::arrays(plan, &arrays, order)?,
+            ([file], []) => Self::tokens(plan, Path::new(file), options)?,
+            ([], _) => Self::arrays(plan, &arrays, options.order)?,
             ([_, second, ..], _) => return Err(Error::Usage(format!("{second} is a second token file; one is read"))),
             ([file], _) => return Err(Error::Usage(format!("token file {file} and arrays cannot be mixed"))),
         };
@@ -77,12 +102,13 @@ impl Loader {
         Ok(loader)
     }
 
-    fn tokens(plan: &Plan, path: &Path, order: Order) -> Result<Self, Error> {
-        let windows = Windows::new(plan, Tokens::open(path)?)?;
+    fn tokens(plan: &Plan, path: &Path, options: DataOptions) -> Result<Self, Error> {
+        let tokens = Tokens::open(path, options.width, windows::ids(plan)?.bound)?;
+        let windows = Windows::new(plan, tokens, options.labels)?;
         let rows = windows.rows() * u64::from(plan.accumulation);
         let tokens_per_step = rows * windows.length();
         let notes = windows.notes().to_vec();
-        Ok(Loader { ports: vec![], source: Source::Tokens(windows), order, rows, tokens_per_step, notes })
+        Ok(Loader { ports: vec![], source: Source::Tokens(windows), order: options.order, rows, tokens_per_step, notes })
     }
 
     fn arrays(plan: &Plan, specs: &[(usize, &str)], order: Order) -> Result<Self, Error> {
@@ -107,6 +133,7 @@ impl Loader {
                 "input {name} has another batch size than the first, so samples cannot be shuffled together"
             )));
         }
+        plan.inputs.iter().zip(&arrays).try_for_each(|(port, (array, _))| array.check(port))?;
         let token_port = plan.inputs.iter().find(|p| p.name == "input_ids");
         let token_port = token_port.or_else(|| plan.inputs.iter().find(|p| !p.dtype.is_float() && p.shape.len() >= 2));
         let tokens_per_step = token_port.map_or(rows, |p| p.shape.iter().product::<u64>() * accumulation);
@@ -131,7 +158,7 @@ impl Loader {
     /// Fills the batch of the step that begins after `position` samples.
     ///
     /// # Errors
-    /// [`Error::Data`] naming the input, the sample and the element, for a value outside the range that the plan states.
+    /// [`Error::Data`] naming the file and the place in it, for a value outside the range that the plan states.
     pub fn fill(&self, position: u64, batch: &mut Batch) -> Result<(), Error> {
         for (i, port) in self.ports.iter().enumerate() {
             match &self.source {
@@ -141,12 +168,12 @@ impl Loader {
                     let start = position / self.rows * rows + if *rows == self.rows { position % self.rows } else { 0 };
                     let sources: Vec<u64> = (0..*rows).map(|r| self.sample(start + r, *samples)).collect();
                     array.gather(&sources, port, batch.input_mut(i))?;
-                    self.check(port, batch.input(i), |row| sources[row as usize])?;
+                    check_range(port, batch.input(i)).map_err(|odd| array.fault(port, |row| sources[row as usize], odd))?;
                 }
                 Source::Tokens(windows) => {
                     let starts: Vec<u64> = (0..self.rows).map(|r| windows.start(self.order, position + r)).collect();
-                    windows.write(i, port, &starts, batch.input_mut(i));
-                    self.check(port, batch.input(i), |row| starts[row as usize])?;
+                    windows.write(i, port, &starts, batch.input_mut(i))?;
+                    check_range(port, batch.input(i)).map_err(|odd| windows.fault(i, port, &starts, odd))?;
                 }
             }
         }
@@ -160,37 +187,4 @@ impl Loader {
             Order::Shuffled { seed } => Shuffle::new(seed, epoch, samples).at(at),
         }
     }
-
-    fn check(&self, port: &Port, bytes: &[u8], source: impl Fn(u64) -> u64) -> Result<(), Error> {
-        check_range(port, bytes).map_err(|(element, value)| {
-            let per_sample = port.shape.iter().skip(1).product::<u64>().max(1);
-            let (row, inside) = (element / per_sample, element % per_sample);
-            let place = match &self.source {
-                Source::Arrays { .. } => format!("sample {}, element {inside}", source(row)),
-                Source::Tokens(_) => format!("token {}", source(row.min(self.rows - 1)) + inside),
-            };
-            Error::data(&port.name, format!("{place} is {value}, which is not in 0..{}", port.bound.unwrap_or(i64::MAX)))
-        })
-    }
-}
-
-/// Checks that an integer input's values are in the range that the plan states.
-///
-/// # Errors
-/// Position and value of the first that is not.
-pub(crate) fn check_range(port: &Port, bytes: &[u8]) -> Result<(), (u64, i64)> {
-    let Some(bound) = port.bound else { return Ok(()) };
-    let outside = |v: i64| !(0..bound).contains(&v) && port.ignore != Some(v);
-    let found = match port.dtype {
-        DType::I64 => {
-            let values = bytes.chunks_exact(8).map(|b| i64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]));
-            values.enumerate().find(|(_, v)| outside(*v))
-        }
-        DType::I32 => {
-            let values = bytes.chunks_exact(4).map(|b| i64::from(i32::from_le_bytes([b[0], b[1], b[2], b[3]])));
-            values.enumerate().find(|(_, v)| outside(*v))
-        }
-        DType::F32 | DType::Bf16 | DType::E4m3 | DType::Bool => None,
-    };
-    found.map_or(Ok(()), |(i, v)| Err((i as u64, v)))
 }

@@ -1,6 +1,6 @@
 //! The CPU: one anonymous mapping as arena, one thread pool, kernels run as data.
 
-use super::{memory, reach};
+use super::{FETCH_BYTES, Fetched, MAX_THREADS, memory, reach};
 use crate::Error;
 use crate::plan::{Plan, Step, TensorId};
 use fp8c_kernels::KernelError;
@@ -12,12 +12,14 @@ use std::ops::Range;
 
 /// The arena and the steps bound to it.
 pub(crate) struct CpuDevice {
-    // Kept for its memory; `steps` points into it.
+    // Kept for their memory; `steps` points into it.
     arena: MmapMut,
+    _scratch: MmapMut,
     steps: Vec<Bound>,
     kernels: Vec<Prepared>,
     pool: ThreadPool,
     touched: u64,
+    fetched: Fetched,
 }
 
 /// A step with addresses.
@@ -46,14 +48,22 @@ pub(super) fn hardware_threads() -> usize {
 
 impl CpuDevice {
     /// Reserves the arena and the threads. Fewer threads are used than asked for where the plan's scratch memory is laid out for fewer.
+    ///
+    /// A plan for another device has no scratch memory in its arena, and gets some beside it.
     pub fn open(plan: &Plan, threads: Option<usize>) -> Result<Self, Error> {
-        let threads = threads_that_fit(plan, threads.unwrap_or_else(hardware_threads).max(1));
-        if let Some(free) = memory::available_bytes().filter(|&free| free < plan.arena_bytes) {
-            return Err(Error::Device(format!("the plan needs {} bytes of memory, {free} are free", plan.arena_bytes)));
+        let wanted = threads.unwrap_or_else(|| hardware_threads().min(MAX_THREADS));
+        if !(1..=MAX_THREADS).contains(&wanted) {
+            return Err(Error::Usage(format!("the number of threads must lie in 1..={MAX_THREADS}; {wanted} does not")));
         }
-        let bytes = usize::try_from(plan.arena_bytes).unwrap_or(usize::MAX);
-        let refused = |e: &dyn std::fmt::Display| Error::Device(format!("the arena of {bytes} bytes cannot be reserved ({e})"));
-        let mut arena = MmapMut::map_anon(bytes.max(1)).map_err(|e| refused(&e))?;
+        let (threads, beside) = match plan.is_for_cpu() {
+            true => (threads_that_fit(plan, wanted), 0),
+            false => (wanted, scratch_for(plan, wanted)),
+        };
+        let needed = plan.arena_bytes.saturating_add(beside);
+        if let Some(free) = memory::available_bytes().filter(|&free| free < needed) {
+            return Err(Error::Device(format!("the plan needs {needed} bytes of memory, {free} are free")));
+        }
+        let (mut arena, mut scratch) = (reserve(plan.arena_bytes)?, reserve(beside)?);
         let pool = ThreadPoolBuilder::new().num_threads(threads).thread_name(|n| format!("fp8c-{n}")).build();
         let pool = pool.map_err(|e| Error::Device(format!("{threads} threads cannot be started ({e})")))?;
         let base = arena.as_mut_ptr();
@@ -62,16 +72,17 @@ impl CpuDevice {
             // SAFETY: the verified plan places the tensor inside the arena, whose size is `arena_bytes`.
             Buffer { ptr: unsafe { base.add(t.offset as usize) }, bytes: t.bytes as usize }
         };
+        let outside = Buffer { ptr: scratch.as_mut_ptr(), bytes: beside as usize };
         let bound = |step: &Step| Bound {
             kernel: step.kernel as usize,
             args: step.args.iter().map(bind).collect(),
-            scratch: step.scratch.as_ref().map_or(Buffer { ptr: base, bytes: 0 }, bind),
+            scratch: step.scratch.as_ref().filter(|_| plan.is_for_cpu()).map_or(outside, bind),
             reach: reach(plan, step),
             site: step.site.clone(),
         };
         let steps = plan.schedule.micro.iter().chain(&plan.schedule.update).map(bound).collect();
         let kernels = plan.kernels.iter().map(|k| Prepared::new(&k.kernel)).collect::<Result<_, _>>().map_err(Error::Kernel)?;
-        Ok(CpuDevice { arena, steps, kernels, pool, touched: 0 })
+        Ok(CpuDevice { arena, _scratch: scratch, steps, kernels, pool, touched: 0, fetched: [0; FETCH_BYTES] })
     }
 
     pub fn threads(&self) -> usize {
@@ -97,6 +108,16 @@ impl CpuDevice {
     pub fn read(&self, offset: u64, bytes: &mut [u8]) -> Result<(), Error> {
         bytes.copy_from_slice(&self.arena[self.range(offset, bytes.len() as u64)?]);
         Ok(())
+    }
+
+    pub fn fetch(&mut self, offset: u64, bytes: usize) -> Result<(), Error> {
+        let range = self.range(offset, bytes as u64)?;
+        self.fetched[..bytes].copy_from_slice(&self.arena[range]);
+        Ok(())
+    }
+
+    pub fn fetched(&self) -> Fetched {
+        self.fetched
     }
 
     pub fn zero(&mut self, offset: u64, bytes: u64) -> Result<(), Error> {
@@ -132,6 +153,17 @@ fn explain(error: KernelError, step: &Bound) -> Error {
         KernelError::IndexOutOfRange { .. } => Error::data(&step.site, error.to_string()),
         other => Error::Kernel(other),
     }
+}
+
+fn reserve(bytes: u64) -> Result<MmapMut, Error> {
+    let refused = |e: &dyn std::fmt::Display| Error::Device(format!("{bytes} bytes of memory cannot be reserved ({e})"));
+    let size = usize::try_from(bytes).map_err(|e| refused(&e))?;
+    MmapMut::map_anon(size.max(1)).map_err(|e| refused(&e))
+}
+
+/// Scratch bytes that suffice for every kernel of a plan.
+fn scratch_for(plan: &Plan, threads: usize) -> u64 {
+    plan.kernels.iter().map(|k| k.kernel.scratch_bytes(ScratchFor::Cpu { threads })).max().unwrap_or(0)
 }
 
 /// The largest number of threads, at most `wanted`, that every step's scratch memory suffices for.

@@ -14,6 +14,9 @@ use std::str::FromStr;
 
 pub use memory::peak_rss_bytes;
 
+/// Most threads of a CPU device.
+pub const MAX_THREADS: usize = 1024;
+
 /// Which device to use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeviceChoice {
@@ -68,6 +71,12 @@ pub fn devices() -> Vec<DeviceInfo> {
     all
 }
 
+/// Bytes that [`Device::fetch`] copies at most.
+pub(crate) const FETCH_BYTES: usize = 64;
+
+/// What [`Device::fetch`] copied, from the start.
+pub(crate) type Fetched = [u8; FETCH_BYTES];
+
 /// An opened device with the arena of one plan.
 pub(crate) enum Device {
     Cpu(cpu::CpuDevice),
@@ -75,7 +84,7 @@ pub(crate) enum Device {
 }
 
 impl Device {
-    /// Allocates the arena (zeroed) and prepares every step.
+    /// Allocates the arena, in which whatever outlives a step is zero, and prepares every step.
     pub fn open(choice: DeviceChoice, file: &PlanFile, threads: Option<usize>) -> Result<Self, Error> {
         match choice {
             DeviceChoice::Cpu => Ok(Device::Cpu(cpu::CpuDevice::open(file.plan(), threads)?)),
@@ -103,7 +112,7 @@ impl Device {
         }
     }
 
-    /// Copies bytes into the arena.
+    /// Copies bytes into the arena, in order with the steps that run.
     pub fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), Error> {
         match self {
             Device::Cpu(d) => d.write(offset, bytes),
@@ -111,7 +120,7 @@ impl Device {
         }
     }
 
-    /// Copies bytes out of the arena.
+    /// Copies bytes out of the arena, after every step so far.
     pub fn read(&self, offset: u64, bytes: &mut [u8]) -> Result<(), Error> {
         match self {
             Device::Cpu(d) => d.read(offset, bytes),
@@ -127,11 +136,36 @@ impl Device {
         }
     }
 
-    /// Runs the steps at these positions of the flattened schedule, in order, and waits for them.
+    /// Begins to copy at most [`FETCH_BYTES`] bytes, as they are after the steps so far: a GPU goes on meanwhile. Until
+    /// [`Device::fetched`] no step may change the bytes.
+    pub fn fetch(&mut self, offset: u64, bytes: usize) -> Result<(), Error> {
+        match self {
+            Device::Cpu(d) => d.fetch(offset, bytes),
+            Device::Cuda(d) => d.fetch(offset, bytes),
+        }
+    }
+
+    /// Waits for what [`Device::fetch`] began.
+    pub fn fetched(&mut self) -> Result<Fetched, Error> {
+        match self {
+            Device::Cpu(d) => Ok(d.fetched()),
+            Device::Cuda(d) => d.fetched(),
+        }
+    }
+
+    /// Runs the steps at these positions of the flattened schedule, in order. A GPU may still be at it when this returns.
     pub fn run(&mut self, positions: Range<usize>) -> Result<(), Error> {
         match self {
             Device::Cpu(d) => d.run(positions),
             Device::Cuda(d) => d.run(positions),
+        }
+    }
+
+    /// Waits for the steps so far.
+    pub fn wait(&mut self) -> Result<(), Error> {
+        match self {
+            Device::Cpu(_) => Ok(()),
+            Device::Cuda(d) => d.wait(),
         }
     }
 

@@ -1,18 +1,16 @@
-//! Plan files: zip archives of uncompressed entries, mapped.
+//! Plan files: zip archives of uncompressed entries.
 
 use super::{Plan, SCHEMA, verify};
 use crate::Error;
 use crate::convert::file_dtype;
-use crate::files::write_aside;
-use crate::tensors::{Directory, Entry, View, write_entries};
+use crate::files::{Input, Replaces, Take, write_aside};
+use crate::tensors::{Directory, Entry, FOR_TRANSFORMERS, Place, write_entries};
 use fp8c_kernels::DType;
-use memmap2::Mmap;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{Cursor, Read, Seek, Write};
+use std::io::{BufReader, Seek, Write};
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, DateTime, ZipArchive, ZipWriter};
@@ -23,6 +21,8 @@ const CONSTANTS: &str = "constants.safetensors";
 
 /// Bytes of an entry that are worth a 64-bit size field.
 const LARGE: u64 = 0xF000_0000;
+/// Most bytes of the plan or of one kernel's PTX; real ones stay far below.
+const MAX_TEXT: u64 = 1 << 30;
 
 /// What goes into a plan file.
 pub struct Contents<'a> {
@@ -44,40 +44,70 @@ pub struct StoredTensor<'a> {
     pub bytes: &'a [u8],
 }
 
-/// An open plan file: the verified plan, and its stored tensors and PTX in place. Cheap to clone.
+/// An open plan file: the verified plan, its PTX, and the places of its stored tensors. Cheap to clone.
 #[derive(Clone)]
 pub struct PlanFile {
     plan: Arc<Plan>,
-    path: PathBuf,
-    map: Arc<Mmap>,
-    entries: Arc<BTreeMap<String, Range<usize>>>,
+    input: Arc<Input>,
+    entries: Arc<BTreeMap<String, Stored>>,
+    /// By the entry's name.
+    ptx: Arc<BTreeMap<String, String>>,
     weights: Option<Directory>,
     constants: Option<Directory>,
 }
 
+/// An entry of the archive.
+#[derive(Clone, Debug)]
+struct Stored {
+    range: Range<u64>,
+    crc32: u32,
+}
+
+/// The tensors that a plan file stores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Section {
+    /// What `Init::Stored` names.
+    Weights,
+    /// Tensors of role `Constant`.
+    Constants,
+}
+
+impl Section {
+    fn entry(self) -> &'static str {
+        match self {
+            Section::Weights => WEIGHTS,
+            Section::Constants => CONSTANTS,
+        }
+    }
+}
+
 impl PlanFile {
-    /// Maps a plan file, reads its plan and verifies it. Checksums of all entries but the weights are compared.
+    /// Opens a plan file, reads its plan and verifies it. The checksums of the plan and its PTX are compared here, those of stored tensors when
+    /// a session takes them.
     ///
     /// # Errors
-    /// [`Error::Io`], or [`Error::Plan`] with one sentence about what is wrong.
+    /// [`Error::Misplaced`], [`Error::Io`], or [`Error::Plan`] with one sentence about what is wrong.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
         let path = path.as_ref();
-        let file = File::open(path).map_err(|e| Error::io(path, e))?;
-        // SAFETY: the mapping is read-only; a file truncated by another process while mapped ends this one with SIGBUS, as for
-        // every mapped reader. Plans are replaced by renaming, which leaves the old mapping whole.
-        let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
+        let input = Input::open(path)?;
         let fault = |reason| Error::Plan { path: path.display().to_string(), reason };
-        let entries = read_entries(&map).map_err(fault)?;
+        let entries = read_entries(&input).map_err(fault)?;
+        let text = |name: &str, stored: &Stored| read_text(&input, stored)?.map_err(|e| fault(format!("entry {name} {e}")));
         let json = entries.get(PLAN).ok_or_else(|| fault(format!("the archive holds no {PLAN}")))?;
-        let plan = parse(&map[json.clone()]).map_err(fault)?;
+        let plan = parse(&text(PLAN, json)?).map_err(fault)?;
         verify(&plan).map_err(|reason| fault(format!("the plan is invalid: {reason}")))?;
         let directory = |name: &str| match entries.get(name) {
-            Some(range) => Directory::read(&map[range.clone()], range.start).map(Some).map_err(|e| fault(format!("{name}: {e}"))),
+            Some(stored) => Directory::read(&input, stored.range.clone())?.map(Some).map_err(|e| fault(format!("{name}: {e}"))),
             None => Ok(None),
         };
         let (weights, constants) = (directory(WEIGHTS)?, directory(CONSTANTS)?);
+        let mut ptx = BTreeMap::new();
+        for (name, stored) in entries.iter().filter(|(name, _)| name.ends_with(".ptx")) {
+            let text = String::from_utf8(text(name, stored)?).map_err(|e| fault(format!("entry {name} is no text ({e})")))?;
+            ptx.insert(name.clone(), text);
+        }
         let opened =
-            PlanFile { plan: Arc::new(plan), path: path.to_path_buf(), map: Arc::new(map), entries: Arc::new(entries), weights, constants };
+            PlanFile { plan: Arc::new(plan), input: Arc::new(input), entries: Arc::new(entries), ptx: Arc::new(ptx), weights, constants };
         opened.check_ptx().map_err(fault)?;
         Ok(opened)
     }
@@ -85,7 +115,8 @@ impl PlanFile {
     /// Verifies and writes a plan file, aside and renamed. Same contents, same bytes.
     ///
     /// # Errors
-    /// [`Error::Plan`] when the plan does not verify or lacks PTX that it refers to, [`Error::Io`]; nothing is written then.
+    /// [`Error::Plan`] when the plan does not verify or lacks PTX that it refers to, [`Error::Kept`] or [`Error::Misplaced`] where anything
+    /// but an earlier plan is, [`Error::Io`]; nothing is written then.
     pub fn write(path: impl AsRef<Path>, contents: &Contents<'_>) -> Result<(), Error> {
         let path = path.as_ref();
         let fault = |reason| Error::Plan { path: path.display().to_string(), reason };
@@ -95,6 +126,7 @@ impl PlanFile {
             let key = (kernel.to_string(), arch.to_string());
             contents.ptx.get(&key).ok_or_else(|| fault(format!("there is no PTX of kernel {kernel} for {arch}")))?;
         }
+        Replaces::Plan.check(path)?;
         write_aside(path, |out| {
             let mut zip = ZipWriter::new(out);
             add(&mut zip, path, PLAN, json.len() as u64, |out| out.write_all(&json).map_err(|e| Error::io(path, e)))?;
@@ -105,7 +137,7 @@ impl PlanFile {
             for (name, tensors) in [(CONSTANTS, contents.constants), (WEIGHTS, contents.weights)] {
                 if !tensors.is_empty() {
                     let size = tensors.iter().map(|t| t.bytes.len() as u64).sum();
-                    add(&mut zip, path, name, size, |out| write_entries(out, path, tensors.iter().map(entry).collect()))?;
+                    add(&mut zip, path, name, size, |out| write_entries(out, path, FOR_TRANSFORMERS, tensors.iter().map(entry).collect()))?;
                 }
             }
             zip.finish().map_err(|e| Error::io(path, std::io::Error::other(e)))?;
@@ -124,50 +156,40 @@ impl PlanFile {
 
     /// Where the file lies.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.input.path()
     }
 
     /// The PTX of a kernel for a chip.
     pub fn ptx(&self, kernel: &str, arch: &str) -> Option<&str> {
-        let range = self.entries.get(&ptx_name(kernel, arch))?;
-        std::str::from_utf8(&self.map[range.clone()]).ok()
-    }
-
-    /// A stored weight, in the plan's orientation, in place.
-    pub fn weight(&self, name: &str) -> Option<View<'_>> {
-        self.weights.as_ref()?.view(&self.map, name)
-    }
-
-    /// A stored constant, in place.
-    pub fn constant(&self, name: &str) -> Option<View<'_>> {
-        self.constants.as_ref()?.view(&self.map, name)
+        self.ptx.get(&ptx_name(kernel, arch)).map(String::as_str)
     }
 
     /// Bytes of each entry of the archive.
     pub fn entries(&self) -> impl Iterator<Item = (&str, u64)> {
-        self.entries.iter().map(|(name, range)| (name.as_str(), range.len() as u64))
+        self.entries.iter().map(|(name, stored)| (name.as_str(), stored.range.end - stored.range.start))
     }
 
-    /// Compares the checksum of the stored weights, which [`PlanFile::open`] leaves alone because it reads all of them.
+    /// Where a stored tensor lies, in the plan's orientation.
+    pub(crate) fn place(&self, section: Section, name: &str) -> Option<Place> {
+        let directory = match section {
+            Section::Weights => &self.weights,
+            Section::Constants => &self.constants,
+        };
+        directory.as_ref()?.place(name)
+    }
+
+    /// Reads stored tensors as their checksum is compared: `take` gets the number of a range and its bytes, piece by piece.
     ///
     /// # Errors
-    /// [`Error::Plan`] for damaged weights.
-    pub fn check_weights(&self) -> Result<(), Error> {
-        if self.weights.is_none() {
+    /// [`Error::Plan`] when they are damaged: what was taken must not be used then. [`Error::Io`], or what `take` gives.
+    pub(crate) fn take(&self, section: Section, parts: &[Range<u64>], take: &mut Take<'_>) -> Result<(), Error> {
+        let Some(stored) = self.entries.get(section.entry()) else { return Ok(()) };
+        let mut sum = crc32fast::Hasher::new();
+        self.input.pass(stored.range.clone(), &mut |bytes| sum.update(bytes), parts, take)?;
+        if sum.finalize() == stored.crc32 {
             return Ok(());
         }
-        let fault = |reason: String| Error::Plan { path: self.path.display().to_string(), reason };
-        let mut archive = ZipArchive::new(Cursor::new(&self.map[..])).map_err(|e| fault(e.to_string()))?;
-        let mut entry = archive.by_name(WEIGHTS).map_err(|e| fault(e.to_string()))?;
-        checksum(&mut entry).map_err(|e| fault(format!("{WEIGHTS} is damaged ({e})")))
-    }
-
-    /// Lets go of the mapping's pages: what has been copied to a device need not stay in memory. They are read again when touched.
-    pub(crate) fn release_pages(&self) {
-        // SAFETY: the mapping is read-only and backed by the file, so dropped pages come back with the same contents. Where the
-        // system refuses, the pages stay.
-        #[cfg(unix)]
-        drop(unsafe { self.map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) });
+        Err(Error::Plan { path: self.path().display().to_string(), reason: format!("entry {} is damaged", section.entry()) })
     }
 
     fn check_ptx(&self) -> Result<(), String> {
@@ -211,32 +233,32 @@ fn add<W: Write + Seek>(
 }
 
 /// Where each entry's bytes lie.
-fn read_entries(map: &Mmap) -> Result<BTreeMap<String, Range<usize>>, String> {
+fn read_entries(input: &Input) -> Result<BTreeMap<String, Stored>, String> {
     let fault = |e: &dyn std::fmt::Display| format!("not a plan file ({e})");
-    let mut archive = ZipArchive::new(Cursor::new(&map[..])).map_err(|e| fault(&e))?;
+    let mut archive = ZipArchive::new(BufReader::new(input.section(0..input.bytes()))).map_err(|e| fault(&e))?;
     let mut entries = BTreeMap::new();
     for i in 0..archive.len() {
-        let mut file = archive.by_index(i).map_err(|e| fault(&e))?;
+        let file = archive.by_index(i).map_err(|e| fault(&e))?;
         let name = file.name().map_err(|e| fault(&e))?.into_owned();
         if file.compression() != CompressionMethod::Stored || file.encrypted() || file.compressed_size() != file.size() {
             return Err(format!("entry {name} is not stored as it is"));
         }
-        let start = file.data_start().and_then(|s| usize::try_from(s).ok());
-        let range = start.zip(usize::try_from(file.size()).ok()).and_then(|(s, n)| Some(s..s.checked_add(n)?));
-        let range = range.filter(|r| r.end <= map.len()).ok_or_else(|| format!("entry {name} ends outside the file"))?;
-        if name != WEIGHTS {
-            checksum(&mut file).map_err(|e| format!("entry {name} is damaged ({e})"))?;
-        }
-        if entries.insert(name.clone(), range).is_some() {
+        let range = file.data_start().and_then(|start| Some(start..start.checked_add(file.size())?));
+        let range = range.filter(|r| r.end <= input.bytes()).ok_or_else(|| format!("entry {name} ends outside the file"))?;
+        if entries.insert(name.clone(), Stored { range, crc32: file.crc32() }).is_some() {
             return Err(format!("entry {name} is there twice"));
         }
     }
     Ok(entries)
 }
 
-/// Reads an entry to its end, where the reader compares the checksum.
-fn checksum(file: &mut impl Read) -> Result<(), std::io::Error> {
-    std::io::copy(file, &mut std::io::sink()).map(|_| ())
+/// Reads an entry; inside, what is wrong with it.
+fn read_text(input: &Input, stored: &Stored) -> Result<Result<Vec<u8>, &'static str>, Error> {
+    if stored.range.end - stored.range.start > MAX_TEXT {
+        return Ok(Err("is larger than any plan's"));
+    }
+    let bytes = input.read(stored.range.clone())?;
+    Ok(if crc32fast::hash(&bytes) == stored.crc32 { Ok(bytes) } else { Err("is damaged (its checksum is another)") })
 }
 
 fn parse(json: &[u8]) -> Result<Plan, String> {

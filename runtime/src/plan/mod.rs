@@ -8,6 +8,7 @@ mod file;
 mod verify;
 
 pub use control::Control;
+pub(crate) use file::Section;
 pub use file::{Contents, PlanFile, StoredTensor};
 pub use verify::verify;
 
@@ -22,6 +23,9 @@ pub const SCHEMA: u32 = 1;
 
 /// Alignment of every tensor in the arena, bytes.
 pub const ALIGN: u64 = 256;
+
+/// Most micro-batches of a step.
+pub const MAX_ACCUMULATION: u32 = 1 << 16;
 
 /// A complete training (or inference) plan.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -216,11 +220,45 @@ pub struct Port {
     pub dtype: DType,
     pub shape: Vec<u64>,
     pub tensor: TensorId,
-    /// Integer inputs that index an axis: values must be in `[0, bound)` (or equal `ignore`).
+    /// Integer inputs that index an axis: values must be in `[least, bound)` (or equal `ignore`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bound: Option<i64>,
+    /// Below 0 where an index may count from the end, as ONNX lets it; never in a training.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub least: i64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ignore: Option<i64>,
+    /// The labels of a language model: which tokens they are. Absent where the graph does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub labels: Option<Labels>,
+}
+
+fn is_zero(n: &i64) -> bool {
+    *n == 0
+}
+
+/// Which tokens of a text a language model wants as its labels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Labels {
+    /// The tokens that follow: the loss compares a position with the label at it.
+    Next,
+    /// The tokens themselves: the model shifts them by one position.
+    Same,
+}
+
+impl Port {
+    /// Whether an integer may stand in this input.
+    pub fn allows(&self, value: i64) -> bool {
+        self.bound.is_none_or(|bound| (self.least..bound).contains(&value)) || self.ignore == Some(value)
+    }
+
+    /// The values that may stand in this input, for messages: `0 to 255, or -100`.
+    pub fn allowed(&self) -> String {
+        let Some(bound) = self.bound else { return "any".into() };
+        let ignore = self.ignore.map_or(String::new(), |v| format!(", or {v}"));
+        format!("{} to {}{ignore}", self.least, bound.saturating_sub(1))
+    }
 }
 
 /// What `inspect` prints and nothing executes.
@@ -284,6 +322,11 @@ impl Plan {
     /// A tensor by index. Plans that pass [`verify`] hold only indices that exist.
     pub fn tensor(&self, id: TensorId) -> &Tensor {
         &self.tensors[id.0 as usize]
+    }
+
+    /// True for a plan whose arena has the scratch memory that kernels need on a CPU.
+    pub fn is_for_cpu(&self) -> bool {
+        self.target == "cpu"
     }
 
     /// The gradients that are accumulated into, and so must be zero before a step's first micro-batch: those of a parameter whose

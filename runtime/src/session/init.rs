@@ -1,110 +1,184 @@
 //! First values of parameters and constants, slice by slice.
+//!
+//! Stored values are copied to the device as the checksum of their file passes, in one reading: what is used is what was checked. A file
+//! that turns out to be another ends the session before it begins.
 
 use crate::Error;
 use crate::convert::{convert, file_dtype, file_dtype_named, file_dtype_size};
 use crate::device::Device;
-use crate::files::parent;
-use crate::plan::{Init, Parameter, Plan, PlanFile, Role, Tensor};
+use crate::files::{Input, parent};
+use crate::plan::{Init, Parameter, Plan, PlanFile, Role, Section, Tensor};
 use crate::random::Philox;
 use fp8c_kernels::DType;
-use memmap2::Mmap;
 use safetensors::Dtype;
 use sha2::{Digest, Sha256};
-use std::collections::HashMap;
-use std::fs::File;
+use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::PathBuf;
 
 /// Elements that are made at a time; a multiple of 4, the numbers in a block of the generator.
 const SLICE: usize = 1 << 18;
 
-/// Weight files outside the plan, mapped and checked once each.
-type Outside = HashMap<PathBuf, Mmap>;
-
 /// Gives every persistent tensor of a fresh (zeroed) arena its first value. States stay zero.
 pub(super) fn initialise(device: &mut Device, file: &PlanFile, seed: u64) -> Result<(), Error> {
-    file.check_weights()?;
     let plan = file.plan();
-    let mut outside = Outside::new();
+    let mut weights = vec![];
+    let mut outside: BTreeMap<PathBuf, Outside<'_>> = BTreeMap::new();
     for p in &plan.parameters {
-        let named = |e: Error| match e {
-            Error::Data { name, reason } if name.is_empty() => Error::data(&p.name, reason),
-            other => other,
-        };
-        parameter(device, file, p, seed, &mut outside).map_err(named)?;
+        let t = plan.tensor(p.tensor);
+        match &p.init {
+            Init::Stored { name } => {
+                let place = file.place(Section::Weights, name).ok_or_else(|| damaged(file, format!("weight {name} is missing")))?;
+                weights.push(Filling::new(t, place.dtype, place.range).map_err(|e| damaged(file, format!("weight {name}: {e}")))?);
+            }
+            Init::File { path, offset, bytes, dtype, file_bytes, sha256 } => {
+                let from = file_dtype_named(dtype).ok_or_else(|| damaged(file, format!("{dtype} is no element format")))?;
+                let end = offset.checked_add(*bytes).filter(|end| end <= file_bytes);
+                let end = end.ok_or_else(|| Error::data(path, "ends before the weights that the plan expects"))?;
+                let copy = Filling::new(t, from, *offset..end).map_err(|e| damaged(file, format!("{}: {e}", p.name)))?;
+                let known = Outside { bytes: *file_bytes, sha256, copies: vec![] };
+                let own = outside.entry(parent(file.path()).join(path)).or_insert(known);
+                if (own.bytes, own.sha256) != (*file_bytes, sha256) {
+                    return Err(damaged(file, format!("{path} is said to be two different files")));
+                }
+                own.copies.push(copy);
+            }
+            Init::Zeros | Init::Ones | Init::Normal { .. } | Init::Uniform { .. } => make(device, t, p, seed)?,
+        }
         if let Some(decay) = p.decay {
             device.write(plan.tensor(decay).offset, &1f32.to_le_bytes())?;
         }
     }
-    constants(device, file)?;
-    file.release_pages();
-    Ok(())
+    stored(device, file, Section::Weights, &mut weights)?;
+    stored(device, file, Section::Constants, &mut constants(file)?)?;
+    outside.into_iter().try_for_each(|(path, file)| file.load(device, &path))
 }
 
-/// Writes the constants, but for decay multipliers that are planned as such.
-fn constants(device: &mut Device, file: &PlanFile) -> Result<(), Error> {
+/// What the plan file has for its constants, but for decay multipliers that are planned as such.
+fn constants(file: &PlanFile) -> Result<Vec<Filling<'_>>, Error> {
     let plan = file.plan();
     let is_decay = |id: usize| plan.parameters.iter().any(|p| p.decay.is_some_and(|d| d.0 as usize == id));
+    let mut copies = vec![];
     for (id, t) in plan.tensors.iter().enumerate().filter(|(_, t)| t.role == Role::Constant) {
-        match file.constant(&t.name) {
-            Some(view) => {
-                copy(device, t, view.bytes, view.dtype).map_err(|reason| damaged(file, format!("constant {}: {reason}", t.name)))?
+        match file.place(Section::Constants, &t.name) {
+            Some(place) => {
+                copies.push(Filling::new(t, place.dtype, place.range).map_err(|e| damaged(file, format!("constant {}: {e}", t.name)))?);
             }
             None if is_decay(id) => {}
             None => return Err(damaged(file, format!("constant {} is missing", t.name))),
         }
     }
-    Ok(())
+    Ok(copies)
 }
 
 fn damaged(file: &PlanFile, reason: String) -> Error {
     Error::Plan { path: file.path().display().to_string(), reason }
 }
 
-fn parameter(device: &mut Device, file: &PlanFile, p: &Parameter, seed: u64, outside: &mut Outside) -> Result<(), Error> {
-    let t = file.plan().tensor(p.tensor);
-    match &p.init {
-        Init::Zeros => Ok(()),
-        Init::Ones => generate(device, t, |_, out| out.fill(1.0)),
-        Init::Normal { std, stream } => {
-            let philox = Philox::new(seed, *stream);
-            generate(device, t, |counter, out| blocks(counter, out, |c| philox.normals(c).map(|x| x * std)))
+fn ranges(copies: &[Filling<'_>]) -> Vec<Range<u64>> {
+    copies.iter().map(|c| c.range.clone()).collect()
+}
+
+/// Copies tensors that the plan file stores.
+fn stored(device: &mut Device, file: &PlanFile, section: Section, copies: &mut [Filling<'_>]) -> Result<(), Error> {
+    file.take(section, &ranges(copies), &mut |i, bytes| copies[i].take(device, bytes))
+}
+
+/// A weight file beside the plan, as the compiler saw it, and what is copied out of it.
+struct Outside<'a> {
+    bytes: u64,
+    sha256: &'a String,
+    copies: Vec<Filling<'a>>,
+}
+
+impl Outside<'_> {
+    fn load(mut self, device: &mut Device, path: &PathBuf) -> Result<(), Error> {
+        let input = Input::open(path)?;
+        let changed = || Error::data(path.display().to_string(), "has changed since the plan was compiled");
+        if input.bytes() != self.bytes {
+            return Err(changed());
         }
-        Init::Uniform { low, high, stream } => {
-            let philox = Philox::new(seed, *stream);
-            generate(device, t, |counter, out| blocks(counter, out, |c| philox.uniforms(c).map(|u| low + u * (high - low))))
-        }
-        Init::Stored { name } => {
-            let view = file.weight(name).ok_or_else(|| damaged(file, format!("weight {name} is missing")))?;
-            copy(device, t, view.bytes, view.dtype).map_err(|reason| damaged(file, format!("weight {name}: {reason}")))
-        }
-        Init::File { path, offset, bytes, dtype, file_bytes, sha256 } => {
-            let from = file_dtype_named(dtype).ok_or_else(|| damaged(file, format!("{dtype} is no element format")))?;
-            let path = parent(file.path()).join(path);
-            if !outside.contains_key(&path) {
-                outside.insert(path.clone(), map_outside(&path, *file_bytes, sha256)?);
-            }
-            let whole = &outside[&path][..];
-            let range = offset.checked_add(*bytes).and_then(|end| whole.get(usize::try_from(*offset).ok()?..usize::try_from(end).ok()?));
-            let range = range.ok_or_else(|| Error::data(path.display().to_string(), "ends before the weights that the plan expects"))?;
-            copy(device, t, range, from).map_err(|reason| Error::data(path.display().to_string(), reason))
-        }
+        let mut sum = Sha256::new();
+        let copies = &mut self.copies;
+        input.pass(0..self.bytes, &mut |bytes| sum.update(bytes), &ranges(copies), &mut |i, bytes| copies[i].take(device, bytes))?;
+        if hexadecimal(&sum.finalize()).eq_ignore_ascii_case(self.sha256) { Ok(()) } else { Err(changed()) }
     }
 }
 
-/// Maps a weight file and compares it with what the plan was made from.
-fn map_outside(path: &PathBuf, bytes: u64, sha256: &str) -> Result<Mmap, Error> {
-    let file = File::open(path).map_err(|e| Error::io(path, e))?;
-    // SAFETY: read-only; see `PlanFile::open`.
-    let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
-    let changed = || Error::data(path.display().to_string(), "has changed since the plan was compiled");
-    if map.len() as u64 != bytes || !hexadecimal(&Sha256::digest(&map[..])).eq_ignore_ascii_case(sha256) {
-        return Err(changed());
+/// A tensor that is being copied from a file, converted on the way.
+struct Filling<'a> {
+    tensor: &'a Tensor,
+    from: Dtype,
+    range: Range<u64>,
+    /// Bytes of the tensor that have been written.
+    written: u64,
+    /// The beginning of an element whose end is yet to come.
+    rest: Vec<u8>,
+}
+
+impl<'a> Filling<'a> {
+    /// Checks that the bytes of a range fill a tensor.
+    fn new(tensor: &'a Tensor, from: Dtype, range: Range<u64>) -> Result<Self, String> {
+        let (size, bytes) = (file_dtype_size(from), range.end - range.start);
+        if size == 0 || !bytes.is_multiple_of(size) || bytes / size != tensor.bytes / tensor.dtype.size() {
+            return Err(format!("{bytes} bytes of {from} do not fill shape {:?}", tensor.shape));
+        }
+        Ok(Filling { tensor, from, range, written: 0, rest: vec![] })
     }
-    Ok(map)
+
+    /// Takes the next bytes.
+    fn take(&mut self, device: &mut Device, bytes: &[u8]) -> Result<(), Error> {
+        if self.from == file_dtype(self.tensor.dtype) && self.tensor.dtype != DType::Bool {
+            device.write(self.tensor.offset + self.written, bytes)?;
+            self.written += bytes.len() as u64;
+            return Ok(());
+        }
+        let size = file_dtype_size(self.from) as usize;
+        let mut bytes = bytes;
+        if !self.rest.is_empty() {
+            let (head, tail) = bytes.split_at((size - self.rest.len()).min(bytes.len()));
+            self.rest.extend_from_slice(head);
+            bytes = tail;
+            if self.rest.len() < size {
+                return Ok(());
+            }
+            let element = std::mem::take(&mut self.rest);
+            self.write(device, &element)?;
+        }
+        let (whole, rest) = bytes.split_at(bytes.len() / size * size);
+        self.rest.extend_from_slice(rest);
+        whole.chunks(SLICE * size).try_for_each(|slice| self.write(device, slice))
+    }
+
+    /// Converts and writes whole elements.
+    fn write(&mut self, device: &mut Device, elements: &[u8]) -> Result<(), Error> {
+        let t = self.tensor;
+        let mut out = vec![0; elements.len() / file_dtype_size(self.from) as usize * t.dtype.size() as usize];
+        convert(elements, self.from, &mut out, t.dtype).map_err(|reason| Error::data(&t.name, reason))?;
+        device.write(t.offset + self.written, &out)?;
+        self.written += out.len() as u64;
+        Ok(())
+    }
 }
 
 fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// Makes the values of a parameter that no file holds.
+fn make(device: &mut Device, t: &Tensor, p: &Parameter, seed: u64) -> Result<(), Error> {
+    match p.init {
+        Init::Ones => generate(device, t, |_, out| out.fill(1.0)),
+        Init::Normal { std, stream } => {
+            let philox = Philox::new(seed, stream);
+            generate(device, t, |counter, out| blocks(counter, out, |c| philox.normals(c).map(|x| x * std)))
+        }
+        Init::Uniform { low, high, stream } => {
+            let philox = Philox::new(seed, stream);
+            generate(device, t, |counter, out| blocks(counter, out, |c| philox.uniforms(c).map(|u| low + u * (high - low))))
+        }
+        Init::Zeros | Init::Stored { .. } | Init::File { .. } => Ok(()),
+    }
 }
 
 /// Fills `out` from element `4 * counter` on with blocks of four numbers.
@@ -130,27 +204,9 @@ fn generate(device: &mut Device, t: &Tensor, fill: impl Fn(u64, &mut [f32])) -> 
         fill(at as u64 / 4, &mut values[..n]);
         let out = &mut bytes[..n * t.dtype.size() as usize];
         let source: &[u8] = bytemuck::cast_slice(&values[..n]);
-        convert(source, Dtype::F32, out, t.dtype).map_err(|reason| Error::data("", reason))?;
+        convert(source, Dtype::F32, out, t.dtype).map_err(|reason| Error::data(&t.name, reason))?;
         device.write(t.offset + at as u64 * t.dtype.size(), out)?;
         at += n;
-    }
-    Ok(())
-}
-
-/// Copies stored elements, converting slice by slice where the format differs.
-fn copy(device: &mut Device, t: &Tensor, bytes: &[u8], from: Dtype) -> Result<(), String> {
-    let (size, step) = (file_dtype_size(from), t.dtype.size());
-    if size == 0 || bytes.len() as u64 / size != t.bytes / step || !(bytes.len() as u64).is_multiple_of(size) {
-        return Err(format!("{} bytes of {from} do not fill shape {:?}", bytes.len(), t.shape));
-    }
-    if from == file_dtype(t.dtype) && t.dtype != DType::Bool {
-        return device.write(t.offset, bytes).map_err(|e| e.to_string());
-    }
-    let mut out = vec![0; SLICE * step as usize];
-    for (n, slice) in bytes.chunks(SLICE * size as usize).enumerate() {
-        let out = &mut out[..slice.len() / size as usize * step as usize];
-        convert(slice, from, out, t.dtype)?;
-        device.write(t.offset + (n * SLICE) as u64 * step, out).map_err(|e| e.to_string())?;
     }
     Ok(())
 }

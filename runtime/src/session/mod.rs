@@ -1,6 +1,7 @@
 //! A plan on a device, ready to train or to run.
 
 mod batch;
+mod compare;
 mod init;
 mod parameters;
 mod run;
@@ -9,12 +10,14 @@ mod scale;
 use crate::Error;
 use crate::device::{Device, DeviceChoice};
 use crate::hyper::Hyper;
-use crate::plan::{Control, Plan, PlanFile, Purpose, TensorId};
+use crate::plan::{Control, Plan, PlanFile, Purpose, Step, TensorId};
+use fp8c_kernels::program::Mode;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
 pub use batch::Batch;
+pub use compare::Difference;
 pub use run::RunOutput;
 pub use scale::Scaler;
 
@@ -51,6 +54,7 @@ pub struct Session {
     device: Device,
     seed: u64,
     zeroed: Vec<TensorId>,
+    ends: Ends,
     updates: u64,
     scaler: Scaler,
     profile: Option<Vec<f64>>,
@@ -66,8 +70,8 @@ impl Session {
         let mut device = Device::open(options.device, file, options.threads)?;
         init::initialise(&mut device, file, options.seed)?;
         let plan = file.shared_plan();
-        let zeroed = plan.zeroed_gradients();
-        Ok(Session { plan, device, seed: options.seed, zeroed, updates: 0, scaler: Scaler::default(), profile: None })
+        let (zeroed, ends) = (plan.zeroed_gradients(), Ends::of(&plan));
+        Ok(Session { plan, device, seed: options.seed, zeroed, ends, updates: 0, scaler: Scaler::default(), profile: None })
     }
 
     /// The plan.
@@ -125,23 +129,30 @@ impl Session {
         let scale = self.scaler.current(hyper.loss_scaling);
         self.write_control(control, hyper, scale)?;
         self.zero_gradients()?;
+        let Ends { loss: forward, micro, norm, update } = self.ends;
         let mut sum = 0f64;
-        for micro in 0..self.plan.accumulation as usize {
+        for number in 0..self.plan.accumulation as usize {
             for (index, port) in self.plan.inputs.iter().enumerate() {
-                self.device.write(self.plan.tensor(port.tensor).offset, batch.micro(index, micro))?;
+                self.device.write(self.plan.tensor(port.tensor).offset, batch.micro(index, number))?;
             }
-            self.launch(0..self.plan.schedule.micro.len())?;
-            sum += f64::from(self.scalar(loss, 0)?);
+            // The loss is read back while the backward pass runs, so that the update is there before a device runs dry.
+            self.launch(0..forward)?;
+            self.device.fetch(self.plan.tensor(loss).offset, 4)?;
+            self.launch(forward..micro)?;
+            sum += f64::from(float(&self.device.fetched()?, 0));
         }
         let loss = sum / f64::from(self.plan.accumulation);
         // A loss that is not finite has no gradient worth applying, whatever the gradients hold.
         let mut grad_norm = f64::NAN;
         let mut finite = loss.is_finite();
         if finite {
-            let micro = self.plan.schedule.micro.len();
-            self.launch(micro..micro + self.plan.schedule.update.len())?;
-            grad_norm = f64::from(self.scalar(control, Control::GRAD_NORM)?);
-            finite = self.scalar(control, Control::FINITE)? == 1.0;
+            // Likewise the norm, while the parameters are updated.
+            self.launch(micro..norm)?;
+            self.device.fetch(self.plan.tensor(control).offset, 4 * Control::LEN)?;
+            self.launch(norm..update)?;
+            let block = self.device.fetched()?;
+            grad_norm = f64::from(float(&block, Control::GRAD_NORM));
+            finite = float(&block, Control::FINITE) == 1.0;
         }
         self.updates += u64::from(finite);
         self.scaler.observe(hyper.loss_scaling, !finite);
@@ -163,15 +174,10 @@ impl Session {
         for at in positions {
             let started = Instant::now();
             self.device.run(at..at + 1)?;
+            self.device.wait()?;
             seconds[at] += started.elapsed().as_secs_f64();
         }
         Ok(())
-    }
-
-    fn scalar(&self, id: TensorId, index: usize) -> Result<f32, Error> {
-        let mut bytes = [0; 4];
-        self.device.read(self.plan.tensor(id).offset + 4 * index as u64, &mut bytes)?;
-        Ok(f32::from_le_bytes(bytes))
     }
 
     fn write_control(&mut self, control: TensorId, hyper: &Hyper, scale: f32) -> Result<(), Error> {
@@ -205,4 +211,37 @@ impl Session {
     fn trains(&self) -> bool {
         self.plan.purpose == Purpose::Train
     }
+}
+
+/// Ends of parts of the flattened schedule, in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Ends {
+    /// Of what the loss needs.
+    loss: usize,
+    micro: usize,
+    /// Of what the gradient's norm needs.
+    norm: usize,
+    update: usize,
+}
+
+impl Ends {
+    fn of(plan: &Plan) -> Ends {
+        let (micro, update) = (plan.schedule.micro.len(), plan.schedule.update.len());
+        // One past the last step that writes a tensor.
+        let written = |steps: &[Step], id: Option<TensorId>| {
+            let writes = |s: &Step| {
+                let args = plan.kernels[s.kernel as usize].kernel.args();
+                s.args.iter().zip(args).any(|(&a, arg)| Some(a) == id && arg.mode != Mode::Read)
+            };
+            steps.iter().rposition(writes).map_or(0, |at| at + 1)
+        };
+        let loss = written(&plan.schedule.micro, plan.loss);
+        Ends { loss, micro, norm: micro + written(&plan.schedule.update, plan.control), update: micro + update }
+    }
+}
+
+/// A little-endian f32 by index.
+fn float(bytes: &[u8], index: usize) -> f32 {
+    let at = 4 * index;
+    f32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }

@@ -74,6 +74,12 @@ impl Session {
         self.device.write(t.offset, bytes)
     }
 
+    /// Sets a tensor's bytes to zero.
+    pub(crate) fn zero_tensor(&mut self, id: TensorId) -> Result<(), Error> {
+        let t = self.plan.tensor(id);
+        self.device.zero(t.offset, t.bytes)
+    }
+
     /// The loss scale and the number of updates, for a checkpoint.
     pub(crate) fn progress(&self) -> (Scaler, u64) {
         (self.scaler, self.updates)

@@ -81,9 +81,7 @@ fn fit(plan: &Plan, port: &Port, given: &HostTensor) -> Result<Vec<u8>, Error> {
     }
     let mut bytes = vec![0; plan.tensor(port.tensor).bytes as usize];
     convert(&given.bytes, given.dtype, &mut bytes, port.dtype).map_err(|reason| Error::data(&port.name, reason))?;
-    check_range(port, &bytes).map_err(|(element, value)| {
-        let bound = port.bound.unwrap_or(i64::MAX);
-        Error::data(&port.name, format!("element {element} is {value}, which is not in 0..{bound}"))
-    })?;
+    check_range(port, &bytes)
+        .map_err(|(element, value)| Error::data(&port.name, format!("element {element} is {value}, but it takes {}", port.allowed())))?;
     Ok(bytes)
 }

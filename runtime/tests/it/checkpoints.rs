@@ -1,6 +1,6 @@
 use crate::fixtures::*;
 use fp8c_runtime::Error;
-use fp8c_runtime::checkpoint;
+use fp8c_runtime::checkpoint::{self, Standing, Store};
 use fp8c_runtime::data::{Loader, Order};
 use fp8c_runtime::device::DeviceChoice;
 use fp8c_runtime::hyper::{Hyper, LossScaling};
@@ -8,7 +8,7 @@ use fp8c_runtime::plan::Plan;
 use fp8c_runtime::schedule::{LrSchedule, Shape};
 use fp8c_runtime::session::{Session, SessionOptions};
 use fp8c_runtime::tensors::TensorFile;
-use fp8c_runtime::trainer::{CheckpointOptions, Summary, TrainOptions, train};
+use fp8c_runtime::trainer::{CheckpointOptions, Earlier, Event, Summary, TrainOptions, train};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -22,23 +22,45 @@ fn options(folder: &Path, steps: u64) -> TrainOptions {
     TrainOptions {
         hyper: Hyper { loss_scaling: LossScaling::Dynamic, ..Hyper::default() },
         schedule: LrSchedule { shape: Shape::Cosine, peak: 0.05, warmup: 3, steps },
-        no_decay: vec!["*.bias".into()],
+        no_decay: vec![],
+        data: "teacher".into(),
         log: Some(folder.join("metrics.jsonl")),
-        checkpoint: Some(CheckpointOptions { folder: folder.join("checkpoints"), every: Some(5), keep: Some(2), resume: true }),
+        checkpoint: Some(CheckpointOptions { folder: folder.join("checkpoints"), every: Some(5), keep: Some(2), earlier: Earlier::Resume }),
     }
 }
 
 /// Trains, stopping after `stop` steps of this run.
 fn run(folder: &Path, plan: &Plan, options: &TrainOptions, stop: u64) -> Result<(Session, Summary), Error> {
-    let mut s = session(plan, folder, 7);
-    let loader = Loader::open(plan, &teacher(folder, 12), Order::Shuffled { seed: 7 }).unwrap();
     let flag = AtomicBool::new(false);
     let mut done = 0;
-    let summary = train(&mut s, &loader, options, &flag, &mut |_| {
-        done += 1;
+    watched(folder, plan, options, &flag, &mut |event| {
+        done += u64::from(matches!(event, Event::Step(_)));
         flag.store(done >= stop, Ordering::Relaxed);
-    })?;
+    })
+}
+
+fn watched(
+    folder: &Path,
+    plan: &Plan,
+    options: &TrainOptions,
+    stop: &AtomicBool,
+    tell: &mut dyn FnMut(Event<'_>),
+) -> Result<(Session, Summary), Error> {
+    let mut s = session(plan, folder, 7);
+    let loader = Loader::open(plan, &teacher(folder, 12), Order::Shuffled { seed: 7 }).unwrap();
+    let summary = train(&mut s, &loader, options, stop, tell)?;
     Ok((s, summary))
+}
+
+/// What a training says beside its steps.
+fn notes(folder: &Path, plan: &Plan, options: &TrainOptions) -> (Vec<String>, Result<Summary, Error>) {
+    let mut notes = vec![];
+    let ended = watched(folder, plan, options, &AtomicBool::new(false), &mut |event| {
+        if let Event::Note(note) = event {
+            notes.push(note.replace(folder.to_str().unwrap(), "HERE"));
+        }
+    });
+    (notes, ended.map(|(_, summary)| summary))
 }
 
 fn losses(folder: &Path) -> Vec<(u64, f64)> {
@@ -78,9 +100,11 @@ fn a_training_that_was_interrupted_ends_bit_for_bit_like_one_that_was_not() {
     let (t, second) = run(parts.path(), &plan, &options(parts.path(), 20), u64::MAX).unwrap();
     assert_eq!((second.resumed_from, second.step), (Some(5), 20));
     assert_eq!(losses(whole.path()), losses(parts.path()));
+    let names = |folder: &Path| std::fs::read_dir(folder).unwrap().count();
+    assert_eq!(names(whole.path()), names(parts.path()), "one log, whatever was interrupted");
     assert_eq!(s.parameter("layer.weight").unwrap(), t.parameter("layer.weight").unwrap());
     let file = |folder: &Path, name: &str| std::fs::read(folder.join("checkpoints/step-000020").join(name)).unwrap();
-    for name in ["model.safetensors", "optimizer.safetensors", "state.json"] {
+    for name in ["model.safetensors", "optimizer.safetensors", "state.json", "SHA256SUMS"] {
         assert_eq!(file(whole.path(), name), file(parts.path(), name), "{name}");
     }
 }
@@ -90,7 +114,7 @@ fn checkpoints_have_pytorchs_names_and_orientation() {
     let folder = tempfile::tempdir().unwrap();
     let (s, summary) = run(folder.path(), &regression(1), &options(folder.path(), 3), u64::MAX).unwrap();
     let path = summary.checkpoint.unwrap();
-    let model = TensorFile::open(&path.join("model.safetensors")).unwrap().read_all();
+    let model = TensorFile::open(&path.join("model.safetensors")).unwrap().read_all().unwrap();
     assert_eq!(model, [s.parameter("layer.weight").unwrap()]);
     assert_eq!(model[0].shape, [OUT, WIDTH]);
     let mut state = TensorFile::open(&path.join("optimizer.safetensors")).unwrap().names();
@@ -106,49 +130,235 @@ fn only_the_newest_checkpoints_are_kept() {
 }
 
 #[test]
-fn partial_checkpoints_are_passed_over_and_cleared_away() {
+fn what_killed_trainings_left_is_swept_and_a_checkpoint_that_was_being_replaced_is_put_back() {
     let folder = tempfile::tempdir().unwrap();
     let plan = regression(1);
     run(folder.path(), &plan, &options(folder.path(), 5), u64::MAX).unwrap();
     let all = folder.path().join("checkpoints");
     let good = all.join("step-000005");
-    // Killed while writing aside.
     copy(&good, &all.join(".step-000009.partial"));
-    std::fs::remove_file(all.join(".step-000009.partial/state.json")).unwrap();
-    // Damaged otherwise: a file cut off, a state that is no JSON, an empty folder, a foreign file.
-    copy(&good, &all.join("step-000010"));
-    std::fs::write(all.join("step-000010/model.safetensors"), b"short").unwrap();
-    copy(&good, &all.join("step-000011"));
-    std::fs::write(all.join("step-000011/state.json"), b"{").unwrap();
-    std::fs::create_dir(all.join("step-000012")).unwrap();
-    std::fs::write(all.join("step-notes.txt"), b"").unwrap();
-    assert_eq!(checkpoint::latest(&all).unwrap(), Some(good));
+    copy(&good, &all.join(".step-000003.deleted"));
+    std::fs::remove_file(all.join(".step-000003.deleted/model.safetensors")).unwrap();
+    std::fs::rename(&good, all.join(".step-000005.replaced")).unwrap();
+    copy(&all.join(".step-000005.replaced"), &all.join(".step-000005.partial"));
+    // Of nobody's making.
+    std::fs::write(all.join(".step-notes.partial"), b"").unwrap();
     let (_, summary) = run(folder.path(), &plan, &options(folder.path(), 7), u64::MAX).unwrap();
     assert_eq!(summary.resumed_from, Some(5));
-    assert!(!all.join(".step-000009.partial").exists());
+    assert_eq!(names(folder.path()), [".step-notes.partial", "step-000005", "step-000007"]);
 }
 
 #[test]
-fn a_checkpoint_between_its_two_renames_is_still_found() {
-    let folder = tempfile::tempdir().unwrap();
-    run(folder.path(), &regression(1), &options(folder.path(), 5), u64::MAX).unwrap();
-    let all = folder.path().join("checkpoints");
-    std::fs::rename(all.join("step-000005"), all.join("step-000005.old")).unwrap();
-    assert_eq!(checkpoint::latest(&all).unwrap(), Some(all.join("step-000005.old")));
-    copy(&all.join("step-000005.old"), &all.join("step-000005"));
-    assert_eq!(checkpoint::latest(&all).unwrap(), Some(all.join("step-000005")));
-}
-
-#[test]
-fn saving_the_same_step_again_replaces_it() {
+fn a_folder_beside_a_checkpoint_does_not_keep_it_from_being_saved_again() {
     let folder = tempfile::tempdir().unwrap();
     let s = session(&regression(1), folder.path(), 1);
-    let position = checkpoint::Position { step: 4, samples: 8, skipped: 0 };
-    let all = folder.path().join("checkpoints");
-    let first = checkpoint::save(&s, &all, position).unwrap();
-    let second = checkpoint::save(&s, &all, position).unwrap();
-    assert_eq!(first, second);
-    assert_eq!(names(folder.path()), ["step-000004"]);
+    let store = Store::open(&folder.path().join("checkpoints")).unwrap();
+    let first = store.save(&s, &standing(4)).unwrap();
+    copy(&first, &first.with_file_name("step-000004.old"));
+    assert_eq!(store.save(&s, &standing(4)).unwrap(), first);
+    drop(store);
+    assert_eq!(names(folder.path()), ["step-000004", "step-000004.old"]);
+}
+
+fn standing(step: u64) -> Standing {
+    Standing { position: checkpoint::Position { step, samples: 2 * step, skipped: 0 }, ..Standing::default() }
+}
+
+#[test]
+fn a_damaged_checkpoint_is_set_aside_with_a_sentence_and_the_older_one_leads_to_the_same_end() {
+    let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let plan = regression(1);
+    let schedule = LrSchedule { shape: Shape::Constant, peak: 0.05, warmup: 3, steps: 0 };
+    let to = |folder: &Path, steps| TrainOptions { schedule: LrSchedule { steps, ..schedule }, ..options(folder, steps) };
+    run(whole.path(), &plan, &to(whole.path(), 20), u64::MAX).unwrap();
+    let damage: [fn(&Path); 4] = [
+        |c| std::fs::OpenOptions::new().write(true).open(c.join("model.safetensors")).unwrap().set_len(90).unwrap(),
+        |c| {
+            let mut bytes = std::fs::read(c.join("optimizer.safetensors")).unwrap();
+            *bytes.last_mut().unwrap() ^= 1;
+            std::fs::write(c.join("optimizer.safetensors"), bytes).unwrap();
+        },
+        |c| std::fs::write(c.join("state.json"), b"{").unwrap(),
+        |c| std::fs::read_dir(c).unwrap().for_each(|e| std::fs::remove_file(e.unwrap().path()).unwrap()),
+    ];
+    let said =
+        ["not a safetensors file", "optimizer.safetensors does not match its checksum", "state.json does not match", "state.json: No such"];
+    for (round, (damage, said)) in damage.iter().zip(said).enumerate() {
+        run(parts.path(), &plan, &to(parts.path(), 10 + 2 * round as u64), u64::MAX).unwrap();
+        let newest = checkpoint::latest(&parts.path().join("checkpoints")).unwrap().unwrap();
+        damage(&newest);
+        let (notes, ended) = notes(parts.path(), &plan, &to(parts.path(), 12 + 2 * round as u64));
+        assert!(ended.unwrap().resumed_from.is_some());
+        assert!(notes[0].contains("is damaged (") && notes[0].contains(said) && notes[0].contains("set aside as HERE"), "{notes:?}");
+        assert!(notes[1].starts_with("resumed from step "), "{notes:?}");
+    }
+    run(parts.path(), &plan, &to(parts.path(), 20), u64::MAX).unwrap();
+    assert_eq!(names(parts.path()).iter().filter(|n| n.starts_with("damaged-step-0000")).count(), 4);
+    let model = |folder: &Path| std::fs::read(folder.join("checkpoints/step-000020/model.safetensors")).unwrap();
+    assert_eq!(model(whole.path()), model(parts.path()));
+    assert_eq!(losses(whole.path()), losses(parts.path()));
+}
+
+#[test]
+fn a_training_without_a_sound_checkpoint_is_refused_and_nothing_is_touched() {
+    let folder = tempfile::tempdir().unwrap();
+    let plan = regression(1);
+    run(folder.path(), &plan, &options(folder.path(), 10), u64::MAX).unwrap();
+    for name in ["step-000005", "step-000010"] {
+        let state = folder.path().join("checkpoints").join(name).join("state.json");
+        let text = std::fs::read_to_string(&state).unwrap();
+        std::fs::write(&state, text.replacen("\"step\": ", "\"step\": 1", 1)).unwrap();
+    }
+    let (notes, ended) = notes(folder.path(), &plan, &options(folder.path(), 20));
+    let error = ended.unwrap_err();
+    assert!(matches!(error, Error::Unsound { .. }) && error.to_string().contains("none of its 2 checkpoints is sound"), "{error}");
+    assert_eq!(notes, Vec::<String>::new());
+    assert_eq!(names(folder.path()), ["step-000005", "step-000010"]);
+    assert_eq!(losses(folder.path()).len(), 10);
+}
+
+#[test]
+fn a_flipped_bit_in_any_byte_of_a_checkpoint_is_noticed() {
+    let folder = tempfile::tempdir().unwrap();
+    let plan = regression(1);
+    let (mut s, summary) = run(folder.path(), &plan, &options(folder.path(), 5), u64::MAX).unwrap();
+    let path = summary.checkpoint.unwrap();
+    checkpoint::load(&mut s, &path).unwrap();
+    let mut files = 0;
+    for file in std::fs::read_dir(&path).unwrap().map(|e| e.unwrap().path()) {
+        let whole = std::fs::read(&file).unwrap();
+        for at in 0..whole.len() {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 1 << (at % 8);
+            std::fs::write(&file, &bytes).unwrap();
+            let fails = checkpoint::load(&mut s, &path);
+            assert!(matches!(fails, Err(Error::Unsound { .. })), "byte {at} of {}: {fails:?}", file.display());
+        }
+        std::fs::write(&file, &whole).unwrap();
+        files += 1;
+    }
+    assert_eq!(files, 4);
+    checkpoint::load(&mut s, &path).unwrap();
+}
+
+#[test]
+fn a_folder_has_one_training_at_a_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let plan = regression(1);
+    let mut second = None;
+    let ended = watched(folder.path(), &plan, &options(folder.path(), 10), &AtomicBool::new(false), &mut |event| {
+        if let Event::Step(m) = event
+            && m.step == 6
+        {
+            second = Some(run(folder.path(), &plan, &options(folder.path(), 10), u64::MAX).err().unwrap().to_string());
+        }
+    });
+    let said = second.unwrap();
+    assert!(said.contains("checkpoints is in use by another training (process "), "{said}");
+    assert_eq!(ended.unwrap().1.step, 10);
+    assert_eq!(names(folder.path()), ["step-000005", "step-000010"]);
+    assert_eq!(losses(folder.path()).len(), 10);
+}
+
+#[test]
+fn what_changed_since_the_checkpoint_is_told_when_it_is_resumed() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut plan = regression(1);
+    let mut o = options(folder.path(), 5);
+    let (first, _) = notes(folder.path(), &plan, &o);
+    assert_eq!(first, ["HERE/checkpoints holds no checkpoint yet: the training begins with step 1"]);
+    let (same, _) = notes(folder.path(), &plan, &o);
+    assert_eq!(same, ["resumed from step 5 (HERE/checkpoints/step-000005)"]);
+    o.schedule = LrSchedule { shape: Shape::Constant, peak: 0.01, warmup: 3, steps: 8 };
+    o.data = "other".into();
+    plan.optimizer = Some("lion".into());
+    plan.report.notes.push("compiled anew".into());
+    let (told, ended) = notes(folder.path(), &plan, &o);
+    assert_eq!(ended.unwrap().step, 8);
+    let want = [
+        "resumed from step 5 (HERE/checkpoints/step-000005)",
+        "the data was teacher and is other from here on",
+        "the learning rate was 0.05 and is 0.01 from here on",
+        "the optimizer was adamw and is lion from here on; its state begins anew",
+        "the plan is another one of the same model",
+        "the schedule was cosine to step 5 and is constant from here on",
+    ];
+    assert_eq!(told, want);
+}
+
+#[test]
+fn the_state_of_another_optimizer_is_not_taken_for_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut plan = regression(1);
+    let (_, summary) = run(folder.path(), &plan, &options(folder.path(), 5), u64::MAX).unwrap();
+    let path = summary.checkpoint.unwrap();
+    let resumed = |plan: &Plan| {
+        let mut s = session(plan, folder.path(), 7);
+        checkpoint::load(&mut s, &path).unwrap();
+        let store = Store::open(&folder.path().join("again")).unwrap();
+        let saved = TensorFile::open(&store.save(&s, &standing(1)).unwrap().join("optimizer.safetensors")).unwrap().read_all().unwrap();
+        (s.updates(), saved.iter().all(|t| t.bytes.iter().all(|&b| b == 0)))
+    };
+    assert_eq!(resumed(&plan), (5, false));
+    plan.optimizer = Some("lion".into());
+    assert_eq!(resumed(&plan), (0, true));
+}
+
+#[test]
+fn a_checkpoint_that_cannot_be_written_does_not_end_the_training() {
+    let folder = tempfile::tempdir().unwrap();
+    let (all, away) = (folder.path().join("checkpoints"), folder.path().join("away"));
+    let mut notes = vec![];
+    let ended = watched(folder.path(), &regression(1), &options(folder.path(), 12), &AtomicBool::new(false), &mut |event| match event {
+        Event::Step(m) if m.step == 3 => std::fs::rename(&all, &away).unwrap(),
+        Event::Step(m) if m.step == 8 => std::fs::rename(&away, &all).unwrap(),
+        Event::Step(_) => {}
+        Event::Note(note) => notes.push(note.to_string()),
+    });
+    assert_eq!(ended.unwrap().1.step, 12);
+    assert!(notes.iter().any(|n| n.starts_with("no checkpoint of step 5 (") && n.ends_with("the training goes on")), "{notes:?}");
+    assert_eq!(names(folder.path()), ["step-000010", "step-000012"]);
+}
+
+#[test]
+fn data_that_are_cut_short_in_mid_run_end_the_training_and_what_was_learned_is_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("x.npy");
+    let mut notes = vec![];
+    let ended = watched(folder.path(), &regression(1), &options(folder.path(), 100), &AtomicBool::new(false), &mut |event| match event {
+        Event::Step(m) if m.step == 7 => std::fs::OpenOptions::new().write(true).open(&data).unwrap().set_len(100).unwrap(),
+        Event::Step(_) => {}
+        Event::Note(note) => notes.push(note.to_string()),
+    });
+    let said = ended.err().unwrap().to_string();
+    assert!(said.ends_with("x.npy: the file was cut short while it was read"), "{said}");
+    assert!(notes.last().unwrap().starts_with("step 7 was saved before the end: "), "{notes:?}");
+    assert_eq!(names(folder.path()), ["step-000005", "step-000007"]);
+}
+
+#[test]
+fn an_earlier_result_is_set_aside_when_it_is_not_to_be_in_the_way() {
+    let folder = tempfile::tempdir().unwrap();
+    let plan = regression(1);
+    let mut o = options(folder.path(), 2);
+    o.checkpoint.as_mut().unwrap().earlier = Earlier::SetAside;
+    assert_eq!(notes(folder.path(), &plan, &o).0, Vec::<String>::new());
+    let want = [
+        "HERE/checkpoints was of an earlier training; it was renamed to HERE/checkpoints.1",
+        "HERE/metrics.jsonl was of another training; it was renamed to HERE/metrics.1.jsonl",
+    ];
+    assert_eq!(notes(folder.path(), &plan, &o).0, want);
+    assert_eq!(names(folder.path()), ["step-000002"]);
+    assert_eq!(std::fs::read_dir(folder.path().join("checkpoints.1")).unwrap().count(), 1);
+}
+
+#[test]
+fn something_else_in_place_of_the_folder_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("checkpoints"), b"mine").unwrap();
+    let said = run(folder.path(), &regression(1), &options(folder.path(), 2), u64::MAX).err().unwrap().to_string();
+    assert!(said.ends_with("checkpoints is a file, not a folder"), "{said}");
+    assert_eq!(std::fs::read(folder.path().join("checkpoints")).unwrap(), b"mine");
 }
 
 #[test]
@@ -175,11 +385,12 @@ fn checkpoints_of_another_model_seed_or_shape_are_refused() {
     other.parameters[0].name = "other.weight".into();
     assert!(fails(&other, 7).contains("other.weight is missing"));
     let mut same = session(&plan, folder.path(), 9);
-    checkpoint::load_parameters(&mut same, &folder.path().join("checkpoints")).unwrap();
-    checkpoint::load_parameters(&mut same, &path.join("model.safetensors")).unwrap();
-    assert!(checkpoint::load_parameters(&mut same, folder.path()).is_err());
+    let mut say = |note: String| panic!("{note}");
+    checkpoint::load_parameters(&mut same, &folder.path().join("checkpoints"), &mut say).unwrap();
+    checkpoint::load_parameters(&mut same, &path.join("model.safetensors"), &mut say).unwrap();
+    assert!(checkpoint::load_parameters(&mut same, folder.path(), &mut say).is_err());
     let mut same = session(&plan, folder.path(), 7);
-    assert_eq!(checkpoint::load(&mut same, &path).unwrap().step, 2);
+    assert_eq!(checkpoint::load(&mut same, &path).unwrap().position.step, 2);
 }
 
 #[test]
@@ -188,7 +399,7 @@ fn a_folder_with_checkpoints_is_not_overwritten_by_a_new_training() {
     let plan = regression(1);
     run(folder.path(), &plan, &options(folder.path(), 2), u64::MAX).unwrap();
     let mut fresh = options(folder.path(), 2);
-    fresh.checkpoint.as_mut().unwrap().resume = false;
+    fresh.checkpoint.as_mut().unwrap().earlier = Earlier::Refuse;
     assert!(matches!(run(folder.path(), &plan, &fresh, u64::MAX).err(), Some(Error::Usage(m)) if m.contains("already holds")));
 }
 
@@ -228,7 +439,7 @@ fn a_training_killed_at_any_moment_resumes_bit_for_bit() {
     options.checkpoint.as_mut().unwrap().every = Some(1);
     options.schedule = LrSchedule { shape: Shape::Constant, peak: 0.01, warmup: 0, steps: 100_000 };
     let all = folder.path().join("checkpoints");
-    for round in 0..6u64 {
+    for round in 0..10u64 {
         let before = checkpoint::latest(&all).unwrap();
         let mut child = std::process::Command::new(std::env::current_exe().unwrap())
             .args(["a_child_to_be_killed", "--test-threads=1", "--quiet"])
@@ -247,8 +458,9 @@ fn a_training_killed_at_any_moment_resumes_bit_for_bit() {
         assert_ne!(checkpoint::latest(&all).unwrap(), before, "the child makes checkpoints");
     }
     let latest = checkpoint::latest(&all).unwrap().unwrap();
-    let name = latest.file_name().unwrap().to_str().unwrap();
-    let step: u64 = name["step-".len()..].trim_end_matches(".old").parse().unwrap();
+    let step: u64 = latest.file_name().unwrap().to_str().unwrap()["step-".len()..].parse().unwrap();
+    let reached = losses(folder.path()).last().unwrap().0;
+    assert!(reached <= step + 1, "at most one interval is lost: step {reached} was done, {step} is kept");
     let fresh = tempfile::tempdir().unwrap();
     let mut again = options.clone();
     again.log = None;
@@ -261,4 +473,6 @@ fn a_training_killed_at_any_moment_resumes_bit_for_bit() {
     assert_eq!(whole.parameter("layer.weight").unwrap(), resumed.parameter("layer.weight").unwrap());
     let steps: Vec<u64> = losses(folder.path()).iter().map(|(s, _)| *s).collect();
     assert_eq!(steps, (1..=step + 3).collect::<Vec<_>>(), "the log has every step once");
+    let kept = [step + 2, step + 3].map(|n| format!("step-{n:06}"));
+    assert_eq!(names(folder.path()), kept, "nothing else is left");
 }

@@ -1,6 +1,6 @@
 use crate::fixtures::*;
-use fp8c_runtime::data::{Loader, Order};
-use fp8c_runtime::plan::Plan;
+use fp8c_runtime::data::{DataOptions, Loader, Order, TokenWidth};
+use fp8c_runtime::plan::{Labels, Plan};
 use fp8c_runtime::session::Batch;
 use std::path::Path;
 
@@ -18,8 +18,16 @@ fn filled(plan: &Plan, loader: &Loader, position: u64) -> Batch {
     batch
 }
 
-fn open(plan: &Plan, specs: &[String], order: Order) -> Result<Loader, String> {
-    Loader::open(plan, specs, order).map_err(|e| e.to_string())
+fn open(plan: &Plan, specs: &[String], options: impl Into<DataOptions>) -> Result<Loader, String> {
+    Loader::open(plan, specs, options).map_err(|e| e.to_string())
+}
+
+fn refusal(plan: &Plan, specs: &[String], options: impl Into<DataOptions>) -> String {
+    open(plan, specs, options).err().expect("refused")
+}
+
+fn words<const N: usize>(values: &[[u8; N]]) -> Vec<u8> {
+    values.concat()
 }
 
 fn file(folder: &Path, name: &str, bytes: &[u8]) -> Vec<String> {
@@ -93,7 +101,7 @@ fn inputs_that_follow_from_the_tokens_are_filled_and_noted() {
     let batch = filled(&plan, &loader, 0);
     assert_eq!(ints(&batch, 2), [1; 6]);
     assert_eq!(ints(&batch, 3), [0, 1, 2, 0, 1, 2]);
-    assert_eq!(loader.notes().len(), 2);
+    assert_eq!(loader.notes().len(), 3, "{:?}", loader.notes());
     let strange = language_model(2, 3, 256, &["images"]);
     let error = open(&strange, &file(folder.path(), "a.txt", b"abcdefgh"), Order::Sequential).err().unwrap();
     assert!(error.contains("images"), "{error}");
@@ -103,9 +111,11 @@ fn inputs_that_follow_from_the_tokens_are_filled_and_noted() {
 fn tokens_outside_the_vocabulary_are_named() {
     let folder = tempfile::tempdir().unwrap();
     let plan = language_model(2, 3, 100, &[]);
-    let loader = open(&plan, &file(folder.path(), "a.txt", b"    ~      "), Order::Sequential).unwrap();
-    let error = loader.fill(0, &mut Batch::new(&plan)).unwrap_err().to_string();
-    assert_eq!(error, "input_ids: token 4 is 126, which is not in 0..100");
+    let specs = file(folder.path(), "a.bin", &words(&[32u16, 32, 32, 32, 126, 32, 32, 32, 32, 32, 32].map(u16::to_le_bytes)));
+    let narrow = DataOptions { width: Some(TokenWidth::Narrow), ..Order::Sequential.into() };
+    assert_eq!(refusal(&plan, &specs, narrow), format!("{}: token 4 (byte 8) is 126, but input_ids takes 0 to 99, or -100", specs[0]));
+    let guessed = refusal(&plan, &specs, Order::Sequential);
+    assert!(guessed.ends_with("a.bin: read as 16-bit tokens, token 4 (byte 8) is 126, and the vocabulary has 100"), "{guessed}");
 }
 
 #[test]
@@ -190,12 +200,102 @@ fn labels_outside_their_range_name_the_sample() {
     npy(&folder.path().join("i.npy"), "<i8", &[3, 2], &ints(&[0; 6]));
     npy(&folder.path().join("l.npy"), "<i8", &[3, 2], &ints(&[0, -100, 9, 0, 0, 10]));
     let spec = |name: &str, file: &str| format!("{name}={}", folder.path().join(file).display());
+    let specs = [spec("input_ids", "i.npy"), spec("labels", "l.npy")];
+    let error = refusal(&plan, &specs, Order::Sequential);
+    assert!(error.ends_with("l.npy: sample 2, element 1 (byte 168) is 10, but labels takes 0 to 9, or -100"), "{error}");
+    for odd in [-1, 1_000_000_000, 1 << 62, i64::MIN] {
+        npy(&folder.path().join("l.npy"), "<i8", &[3, 2], &ints(&[0, -100, 9, 0, odd, 0]));
+        let error = refusal(&plan, &specs, Order::Shuffled { seed: 1 });
+        assert!(error.contains(&format!("sample 2, element 0 (byte 160) is {odd}, but labels takes 0 to 9, or -100")), "{error}");
+    }
+    let wide = [10u32; 6].map(u32::to_le_bytes);
+    npy(&folder.path().join("l.npy"), "<u4", &[3, 2], &words(&wide));
+    assert!(refusal(&plan, &specs, Order::Sequential).contains("sample 0, element 0 (byte 128) is 10"));
+}
+
+#[test]
+fn a_value_that_turns_bad_while_a_training_runs_is_found_in_its_batch() {
+    let folder = tempfile::tempdir().unwrap();
+    let plan = language_model(1, 2, 10, &[]);
+    let ints = |v: [i64; 6]| words(&v.map(i64::to_le_bytes));
+    npy(&folder.path().join("i.npy"), "<i8", &[3, 2], &ints([0; 6]));
+    npy(&folder.path().join("l.npy"), "<i8", &[3, 2], &ints([1; 6]));
+    let spec = |name: &str, file: &str| format!("{name}={}", folder.path().join(file).display());
     let loader = open(&plan, &[spec("input_ids", "i.npy"), spec("labels", "l.npy")], Order::Sequential).unwrap();
     let mut batch = Batch::new(&plan);
-    loader.fill(0, &mut batch).unwrap();
     loader.fill(1, &mut batch).unwrap();
-    let error = loader.fill(2, &mut batch).unwrap_err().to_string();
-    assert_eq!(error, "labels: sample 2, element 1 is 10, which is not in 0..10");
+    use std::os::unix::fs::FileExt;
+    let opened = std::fs::OpenOptions::new().write(true).open(folder.path().join("l.npy")).unwrap();
+    opened.write_all_at(&(-1i64).to_le_bytes(), 128 + 24).unwrap();
+    let error = loader.fill(1, &mut batch).unwrap_err();
+    assert!(matches!(error, fp8c_runtime::Error::Data { fault: fp8c_runtime::DataFault::Range, .. }));
+    assert!(error.to_string().ends_with("l.npy: sample 1, element 1 (byte 152) is -1, but labels takes 0 to 9, or -100"), "{error}");
+}
+
+#[test]
+fn bytes_are_tokens_only_where_the_vocabulary_is_that_of_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let specs = file(folder.path(), "a.txt", b"abcdefgh");
+    assert!(open(&language_model(1, 2, 256, &[]), &specs, Order::Sequential).is_ok());
+    for (vocabulary, says) in [(50_257, "has 50257 tokens"), (100, "has 100 tokens")] {
+        let error = refusal(&language_model(1, 2, vocabulary, &[]), &specs, Order::Sequential);
+        assert!(error.contains("bytes are tokens only for a vocabulary of 256") && error.contains(says), "{error}");
+    }
+    let mut unknown = language_model(1, 2, 256, &[]);
+    unknown.inputs[0].bound = None;
+    assert!(refusal(&unknown, &specs, Order::Sequential).contains("is not known"));
+}
+
+#[test]
+fn the_width_of_tokens_without_a_header_is_told_or_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let plan = language_model(1, 2, 1000, &[]);
+    let at = |name: &str, bytes: &[u8]| file(folder.path(), name, bytes);
+    let wide = at("w.bin", &words(&[7u32, 8, 9, 10].map(u32::to_le_bytes)));
+    let narrow = at("n.bin", &words(&[7u16, 8, 9, 10, 11, 12].map(u16::to_le_bytes)));
+    let first = |specs: &[String], width| {
+        let loader = open(&plan, specs, DataOptions { width, ..Order::Sequential.into() })?;
+        Ok::<_, String>(ints(&filled(&plan, &loader, 0), 0))
+    };
+    assert_eq!(first(&narrow, None), Ok(vec![7, 8]), "as 32 bits its first token would be 524295");
+    assert_eq!(first(&narrow, Some(TokenWidth::Narrow)), Ok(vec![7, 8]));
+    assert!(first(&narrow, Some(TokenWidth::Wide)).unwrap_err().contains("token 0 (byte 0) is 524295"));
+    assert!(first(&wide, None).unwrap_err().contains("may be of 32 bits"), "as 16 bits every second token would be 0");
+    assert_eq!(first(&wide, Some(TokenWidth::Wide)), Ok(vec![7, 8]));
+    assert_eq!(first(&wide, Some(TokenWidth::Narrow)), Ok(vec![7, 0]));
+    let odd = at("o.bin", &[1, 0, 2, 0, 3]);
+    assert!(first(&odd, None).unwrap_err().contains("5 bytes are no whole number of tokens"));
+    assert!(first(&odd, Some(TokenWidth::Wide)).unwrap_err().contains("5 bytes are no whole number of 32-bit tokens"));
+}
+
+#[test]
+fn labels_are_the_next_tokens_or_the_same_as_the_plan_or_the_user_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let specs = file(folder.path(), "a.txt", b"abcdefgh");
+    let mut plan = language_model(1, 3, 256, &[]);
+    let labels = |plan: &Plan, asked| {
+        let loader = open(plan, &specs, DataOptions { labels: asked, ..Order::Sequential.into() })?;
+        Ok::<_, String>((ints(&filled(plan, &loader, 0), 1), loader.notes().join("; ")))
+    };
+    let (next, same) = (b"bcd".map(i64::from).to_vec(), b"abc".map(i64::from).to_vec());
+    assert_eq!(labels(&plan, None), Ok((next.clone(), "labels are the next tokens".into())));
+    plan.inputs[1].labels = Some(Labels::Same);
+    let (found, note) = labels(&plan, None).unwrap();
+    assert!(found == same && note.contains("the tokens themselves"), "{note}");
+    let (found, note) = labels(&plan, Some(Labels::Next)).unwrap();
+    assert!(found == next && note.contains("the model's own loss wants the other"), "{note}");
+    plan.inputs[1].labels = None;
+    assert!(labels(&plan, None).unwrap_err().contains("does not say whether its labels are the next tokens"));
+    assert_eq!(labels(&plan, Some(Labels::Same)).unwrap().0, same);
+}
+
+#[test]
+fn positions_beyond_what_the_model_has_are_refused_before_the_first_step() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut plan = language_model(2, 3, 256, &["position_ids"]);
+    plan.inputs[2].bound = Some(2);
+    let error = refusal(&plan, &file(folder.path(), "a.txt", b"abcdefgh"), Order::Sequential);
+    assert!(error.contains("position_ids would be filled with 2, but position_ids takes 0 to 1"), "{error}");
 }
 
 #[test]

@@ -268,7 +268,9 @@ pub fn regression(accumulation: u32) -> Plan {
         shape: shape.to_vec(),
         tensor: TensorId(tensor),
         bound: None,
+        least: 0,
         ignore: None,
+        labels: None,
     };
     plan.inputs = vec![port("x", 0, &[BATCH, WIDTH]), port("t", 1, &[BATCH, OUT])];
     plan.outputs = vec![port("loss", 9, &[])];
@@ -284,7 +286,17 @@ pub fn language_model(batch: u64, length: u64, vocabulary: i64, extra: &[&str]) 
         let shape = vec![batch, length];
         plan.tensors.push(Tensor { dtype: DType::I64, bytes: batch * length * 8, ..tensor(name, &shape, Role::Input, 0, 0) });
         let (bound, ignore) = (Some(vocabulary), Some(-100));
-        plan.inputs.push(Port { name: name.to_string(), dtype: DType::I64, shape, tensor: TensorId(i as u32), bound, ignore });
+        let labels = (*name == "labels").then_some(Labels::Next);
+        plan.inputs.push(Port {
+            name: name.to_string(),
+            dtype: DType::I64,
+            shape,
+            tensor: TensorId(i as u32),
+            bound,
+            least: 0,
+            ignore,
+            labels,
+        });
     }
     lay_out(&mut plan);
     plan

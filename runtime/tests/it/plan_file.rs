@@ -34,10 +34,8 @@ fn a_plan_written_is_read_back_with_its_tensors_and_its_ptx() {
     assert_eq!(*file.plan(), plan);
     assert_eq!(file.ptx("row_0", "sm_89"), Some(".version 8.0"));
     assert_eq!(file.ptx("row_0", "sm_90a"), None);
-    assert_eq!(file.weight("w").unwrap().bytes, f32_bytes([1.0, 2.0]));
-    assert_eq!(file.constant("c").unwrap().bytes, 7i64.to_le_bytes());
-    assert!(file.weight("other").is_none());
-    file.check_weights().unwrap();
+    let entries: Vec<&str> = file.entries().map(|(name, _)| name).collect();
+    assert_eq!(entries, ["constants.safetensors", "kernels/row_0.sm_89.ptx", "plan.json", "weights.safetensors"]);
     let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(left.len(), 2, "nothing is left aside: {left:?}");
 }
@@ -76,7 +74,7 @@ fn truncated_garbage_and_foreign_files_are_refused_with_one_sentence() {
     std::fs::write(&path, b"\x08\x07onnx it is not a plan").unwrap();
     assert!(failure(&path).contains("not a plan file"));
     assert!(matches!(PlanFile::open(folder.path().join("none.plan")), Err(Error::Io { .. })));
-    assert!(matches!(PlanFile::open(folder.path()), Err(Error::Io { .. })));
+    assert!(matches!(PlanFile::open(folder.path()), Err(Error::Misplaced { .. })));
 }
 
 #[test]
@@ -103,4 +101,29 @@ fn another_schema_is_named() {
     std::io::Write::write_all(&mut zip, json.as_bytes()).unwrap();
     zip.finish().unwrap();
     assert!(failure(&path).contains("schema 99"));
+}
+
+#[test]
+fn a_plan_replaces_a_plan_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.onnx");
+    std::fs::write(&path, b"\x08\x08\x12\x07pytorch").unwrap();
+    let plan = regression(1);
+    let contents = Contents { plan: &plan, ptx: &BTreeMap::new(), weights: &[], constants: &[] };
+    let said = PlanFile::write(&path, &contents).unwrap_err().to_string();
+    assert!(said.ends_with("model.onnx exists and is not a plan; it was left as it is"), "{said}");
+    assert!(std::fs::read(&path).unwrap().ends_with(b"pytorch"));
+    let path = folder.path().join("x.plan");
+    write(&plan, &path);
+    write(&regression(2), &path);
+    assert_eq!(PlanFile::open(&path).unwrap().plan().accumulation, 2);
+}
+
+#[test]
+fn a_fifo_as_a_plan_is_refused_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.plan");
+    assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+    let said = PlanFile::open(&path).err().unwrap().to_string();
+    assert!(said.ends_with("x.plan is a FIFO, not a file"), "{said}");
 }

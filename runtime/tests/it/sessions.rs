@@ -235,6 +235,55 @@ fn stored_weights_are_read_in_the_plans_orientation() {
 }
 
 #[test]
+fn stored_weights_that_are_damaged_or_cut_short_after_the_plan_was_opened_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("w.plan");
+    let plan = with_init(Init::Stored { name: "stored".into() });
+    let inside = f32_bytes((0..12).map(|i| i as f32 + 0.125));
+    let weight = StoredTensor { name: "stored", dtype: DType::F32, shape: &[WIDTH, OUT], bytes: &inside };
+    PlanFile::write(&path, &Contents { plan: &plan, ptx: &BTreeMap::new(), weights: &[weight], constants: &[] }).unwrap();
+    let opened = PlanFile::open(&path).unwrap();
+    let whole = std::fs::read(&path).unwrap();
+    let at = whole.windows(inside.len()).position(|w| w == inside).unwrap();
+    let said = || Session::new(&opened, options()).err().unwrap().to_string();
+    // In place, as another program would: the open plan sees it.
+    let mut bytes = whole.clone();
+    bytes[at + 7] ^= 1;
+    std::fs::write(&path, &bytes).unwrap();
+    assert!(said().contains("weights.safetensors is damaged"), "{}", said());
+    std::fs::write(&path, &whole[..at + 20]).unwrap();
+    assert!(said().contains("cut short"), "{}", said());
+    std::fs::write(&path, &whole).unwrap();
+    Session::new(&opened, options()).unwrap();
+}
+
+#[test]
+fn weights_are_checked_whole_though_only_a_part_of_their_file_is_used() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("weights.bin");
+    let mut bytes = vec![3u8; 9 << 20];
+    let sha256: String = Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
+    let file_bytes = bytes.len() as u64;
+    let init = Init::File { path: "weights.bin".into(), offset: (4 << 20) - 5, bytes: 24, dtype: "f16".into(), file_bytes, sha256 };
+    std::fs::write(&path, &bytes).unwrap();
+    session(&with_init(init.clone()), folder.path());
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&path, &bytes).unwrap();
+    let refused = Session::new(&opened(&with_init(init), folder.path()), options()).err().unwrap().to_string();
+    assert!(refused.contains("has changed"), "{refused}");
+}
+
+#[test]
+fn a_number_of_threads_beyond_reason_is_refused_with_the_bound() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = opened(&regression(1), folder.path());
+    for threads in [0, 10_000_000, usize::MAX] {
+        let error = Session::new(&file, SessionOptions { threads: Some(threads), ..options() }).err().unwrap();
+        assert!(matches!(&error, Error::Usage(m) if m.contains("must lie in 1..=1024")), "{error}");
+    }
+}
+
+#[test]
 fn weight_files_beside_the_plan_are_checked_and_converted() {
     let folder = tempfile::tempdir().unwrap();
     let values: Vec<u8> = (0..12).flat_map(|i| half::f16::from_f32(i as f32 / 2.0).to_le_bytes()).collect();
@@ -273,4 +322,27 @@ fn hyper_parameters_out_of_range_and_missing_devices_are_refused() {
     let mut forward = session(&language_model(1, 2, 5, &[]), folder.path());
     let batch = Batch::new(forward.plan());
     assert!(forward.step(&batch, &hyper()).unwrap_err().to_string().contains("inference"));
+}
+
+#[test]
+fn two_devices_are_compared_launch_by_launch_and_a_difference_shows_where_it_arises() {
+    let folder = tempfile::tempdir().unwrap();
+    let plan = regression(1);
+    let (mut a, mut b) = (session(&plan, folder.path()), session(&plan, folder.path()));
+    let loader = Loader::open(&plan, &teacher(folder.path(), 12), Order::Sequential).unwrap();
+    let mut batch = Batch::new(&plan);
+    loader.fill(0, &mut batch).unwrap();
+    let same = a.compare(&mut b, &batch, &hyper()).unwrap();
+    let launches = plan.schedule.micro.len() + plan.schedule.update.len();
+    assert!(same.last().is_some_and(|d| d.position + 1 == launches));
+    assert!(same.iter().all(|d| d.worst == 0.0 && d.is_rounding()));
+    assert_eq!(weight(&a), weight(&b));
+    let mut other = weight(&a);
+    other[0] += 1.0;
+    let bytes = f32_bytes(other);
+    let p = &plan.parameters[0];
+    let view = fp8c_runtime::tensors::View { dtype: Dtype::F32, shape: p.shape.clone(), bytes: &bytes };
+    b.set_parameter(&p.name, &view).unwrap();
+    let apart = a.compare(&mut b, &batch, &hyper()).unwrap();
+    assert!(!apart[0].is_rounding() && apart[0].position == 0, "{:?}", apart[0]);
 }

@@ -13,11 +13,21 @@ impl Allocation {
     }
 }
 
+/// Neighbouring bytes that a launch touched in the same way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Access {
+    pub address: u64,
+    pub bytes: u64,
+    /// Written, and perhaps read; else only read.
+    pub writes: bool,
+}
+
 /// Allocations that do not overlap.
 #[derive(Default)]
 pub struct Global {
     /// Ascending.
     allocations: Vec<Allocation>,
+    accesses: Vec<Access>,
 }
 
 impl Global {
@@ -82,8 +92,17 @@ impl Global {
         region.fill(at, bytes, value)
     }
 
-    /// Forgets who touched what: a launch is over.
+    /// Forgets which thread touched what: a launch is over. What it touched is kept for [`Global::take_accesses`].
     pub(crate) fn settle(&mut self) {
-        self.allocations.iter_mut().for_each(|a| a.region.settle());
+        self.accesses.clear();
+        for a in &mut self.allocations {
+            let runs = a.region.settle().into_iter();
+            self.accesses.extend(runs.map(|(at, n, writes)| Access { address: a.address + at as u64, bytes: n as u64, writes }));
+        }
+    }
+
+    /// What the last launch touched.
+    pub fn take_accesses(&mut self) -> Vec<Access> {
+        std::mem::take(&mut self.accesses)
     }
 }

@@ -1,5 +1,8 @@
 //! Memory that remembers who touched what.
 
+use crate::clock::{Agent, Clocks, Order};
+use crate::readers::{NOBODY, Readers};
+
 /// What a buffer holds before a launch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Contents {
@@ -17,160 +20,97 @@ pub struct Buffer {
     pub contents: Contents,
 }
 
-/// Where a thread stands, for judging whether two accesses are ordered.
+/// A thread that touches memory, with all that is ordered before it.
+#[derive(Clone, Copy)]
+pub struct Actor<'a> {
+    pub agent: Agent,
+    pub order: &'a Order,
+    pub clocks: &'a Clocks,
+    pub path: Path,
+}
+
+/// How memory is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Path {
+    Generic,
+    /// By a thread's bulk copy. Generic writes before it need a proxy fence.
+    Bulk,
+    /// By a warp's `wgmma`, likewise.
+    Matrix,
+}
+
+impl Actor<'_> {
+    pub fn after_access(&self, id: u32, time: u32) -> bool {
+        id == 0 || self.clocks.before(id, time, self.order, self.agent.slot)
+    }
+
+    fn after_write(&self, id: u32, time: u32) -> Result<(), &'static str> {
+        if !self.after_access(id, time) {
+            return Err("races with");
+        }
+        let fenced = self.path == Path::Generic || id == 0 || self.clocks.before_async(id, time, self.order);
+        if fenced { Ok(()) } else { Err("has no fence.proxy.async after") }
+    }
+}
+
+/// What an asynchronous operation under way does with a byte.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Actor {
-    /// Number among all threads of the launch, from 1.
-    pub thread: u32,
-    pub block: u32,
-    /// Barriers that the block has passed.
-    pub epoch: u32,
-    /// Warp-wide synchronisations that the warp has passed.
-    pub step: u32,
+enum Flight {
+    #[default]
+    None,
+    /// A bulk copy writes it.
+    Written,
+    /// So many `wgmma` read it.
+    Read(u16),
+    /// None: it belongs to an `mbarrier`.
+    Barrier,
 }
 
-/// Who touched a byte last: a thread, or threads of one warp, of one block, of anywhere.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd)]
-enum Scope {
-    Thread,
-    Warp,
-    Block,
-    Any,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Touch {
-    by: Actor,
-    scope: Scope,
-}
-
-impl Touch {
-    fn same_warp(&self, now: Actor) -> bool {
-        self.scope <= Scope::Warp && (self.by.thread - 1) / 32 == (now.thread - 1) / 32
-    }
-
-    fn same_block(&self, now: Actor) -> bool {
-        self.scope <= Scope::Block && self.by.block == now.block
-    }
-
-    /// True if an access by `now` is not ordered after this one.
-    fn races(&self, now: Actor) -> bool {
-        if self.scope == Scope::Thread && self.by.thread == now.thread {
-            return false;
-        }
-        let after_barrier = self.same_block(now) && self.by.epoch < now.epoch;
-        let after_step = self.same_warp(now) && self.by.step < now.step;
-        !after_barrier && !after_step
-    }
-
-    /// This one and an access by `now`, which need not be ordered.
-    fn and(&self, now: Actor) -> Touch {
-        let scope = match self.races(now) {
-            false => Scope::Thread,
-            true if self.same_warp(now) => Scope::Warp,
-            true if self.same_block(now) => Scope::Block,
-            true => Scope::Any,
-        };
-        Touch { by: now, scope }
-    }
-}
-
-/// The touches of a launch by number: 0 is nobody's. A thread's accesses between two synchronisations share one.
-#[derive(Clone, Debug, Default)]
-struct Touches {
-    all: Vec<Touch>,
-    /// For each thread and scope the number of its newest touch.
-    newest: Vec<[u32; 4]>,
-}
-
-impl std::fmt::Debug for Touch {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:?}", self.by)
-    }
-}
-
-impl Touches {
-    fn get(&self, number: u32) -> Option<Touch> {
-        self.all.get((number as usize).wrapping_sub(1)).copied()
-    }
-
-    fn number(&mut self, touch: Touch) -> u32 {
-        let thread = touch.by.thread as usize;
-        if self.newest.len() <= thread {
-            self.newest.resize(thread.next_power_of_two() * 2, [0; 4]);
-        }
-        let newest = self.newest[thread][touch.scope as usize];
-        if self.get(newest) == Some(touch) {
-            return newest;
-        }
-        self.all.push(touch);
-        self.newest[thread][touch.scope as usize] = self.all.len() as u32;
-        self.all.len() as u32
-    }
-
-    /// Who touched a byte without order before an access by `now`, if anybody.
-    fn rival(&self, number: u32, now: Actor) -> Option<u32> {
-        self.get(number).filter(|t| t.races(now)).map(|t| t.by.thread)
-    }
-
-    /// The number of the touch `number` and an access by `now`.
-    fn and(&mut self, number: u32, now: Actor) -> u32 {
-        let touch = self.get(number).map_or(Touch { by: now, scope: Scope::Thread }, |t| t.and(now));
-        self.number(touch)
-    }
-}
-
-/// Numbers of the last write and the last reads of a byte.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
 struct Shadow {
+    flight: Flight,
     writer: u32,
-    reader: u32,
+    written: u32,
+    /// Number of the set of reads since the write.
+    readers: u32,
 }
 
-/// Bytes whose shadows are cleared together.
-const PAGE: usize = 4096;
+/// Bytes of a page of shadows, which exist only where memory is touched.
+const PAGE: usize = 1024;
+
+/// Runs `each` on the shadow of every byte of a range.
+fn each_shadow(
+    pages: &mut [Option<Box<[Shadow]>>],
+    at: usize,
+    size: usize,
+    mut each: impl FnMut(usize, &mut Shadow) -> Result<(), String>,
+) -> Result<(), String> {
+    let mut i = at;
+    while i < at + size {
+        let page = pages[i / PAGE].get_or_insert_with(|| vec![Shadow::default(); PAGE].into());
+        let end = (at + size).min((i / PAGE + 1) * PAGE);
+        for shadow in &mut page[i % PAGE..i % PAGE + end - i] {
+            each(i, shadow)?;
+            i += 1;
+        }
+    }
+    Ok(())
+}
 
 /// Bytes with their shadows.
-#[derive(Clone, Debug)]
 pub struct Region {
     pub bytes: Vec<u8>,
     defined: Vec<bool>,
-    shadows: Vec<Shadow>,
-    /// Pages whose shadows are not all clear.
-    touched: Vec<bool>,
-    touches: Touches,
+    pages: Vec<Option<Box<[Shadow]>>>,
+    readers: Readers,
     writable: bool,
 }
 
 impl Region {
     pub fn new(bytes: Vec<u8>, contents: Contents) -> Self {
-        let n = bytes.len();
-        Region {
-            bytes,
-            defined: vec![contents != Contents::Undefined; n],
-            shadows: vec![Shadow::default(); n],
-            touched: vec![false; n.div_ceil(PAGE)],
-            touches: Touches::default(),
-            writable: contents != Contents::ReadOnly,
-        }
-    }
-
-    /// Forgets who touched what; what is defined stays so.
-    pub fn settle(&mut self) {
-        for (page, touched) in self.touched.iter_mut().enumerate().filter(|(_, t)| **t) {
-            let end = ((page + 1) * PAGE).min(self.shadows.len());
-            self.shadows[page * PAGE..end].fill(Shadow::default());
-            *touched = false;
-        }
-        self.touches.all.clear();
-        self.touches.newest.clear();
-    }
-
-    /// Empties the region for another block.
-    pub fn reset(&mut self) {
-        self.settle();
-        self.bytes.fill(0);
-        self.defined.fill(false);
+        let defined = vec![contents != Contents::Undefined; bytes.len()];
+        let pages = vec![None; bytes.len().div_ceil(PAGE)];
+        Region { pages, readers: Readers::default(), defined, bytes, writable: contents != Contents::ReadOnly }
     }
 
     fn check(&self, at: u64, size: usize) -> Result<usize, String> {
@@ -179,63 +119,176 @@ impl Region {
         Ok(at as usize)
     }
 
-    fn touch(&mut self, at: usize, size: usize) {
-        self.touched[at / PAGE] = true;
-        self.touched[(at + size - 1) / PAGE] = true;
+    fn shadows(&mut self, at: usize, size: usize, each: impl FnMut(usize, &mut Shadow) -> Result<(), String>) -> Result<(), String> {
+        each_shadow(&mut self.pages, at, size, each)
+    }
+
+    /// [`Region::shadows`] for an access, which makes the same of like shadows: neighbours mostly have one history.
+    fn alike(
+        &mut self,
+        at: usize,
+        size: usize,
+        mut each: impl FnMut(usize, &mut Shadow, &mut Readers) -> Result<(), String>,
+    ) -> Result<(), String> {
+        let readers = &mut self.readers;
+        let mut last: Option<(Shadow, Shadow)> = None;
+        each_shadow(&mut self.pages, at, size, |i, s| {
+            if let Some((_, after)) = last.filter(|(before, _)| before == s) {
+                *s = after;
+                return Ok(());
+            }
+            let before = *s;
+            each(i, s, readers)?;
+            last = Some((before, *s));
+            Ok(())
+        })
+    }
+
+    /// Forgets who touched what; what is defined stays so. Gives the bytes that were touched: offset, count, whether written.
+    pub fn settle(&mut self) -> Vec<(usize, usize, bool)> {
+        let mut runs: Vec<(usize, usize, bool)> = vec![];
+        for (number, page) in self.pages.iter_mut().enumerate() {
+            for (i, s) in page.take().iter().flat_map(|p| p.iter()).enumerate() {
+                let (at, writes) = (number * PAGE + i, s.writer != 0);
+                match runs.last_mut() {
+                    _ if s.writer == 0 && s.readers == NOBODY => {}
+                    Some((from, count, kind)) if *from + *count == at && *kind == writes => *count += 1,
+                    _ => runs.push((at, 1, writes)),
+                }
+            }
+        }
+        self.readers = Readers::default();
+        runs
+    }
+
+    fn touch_read(&mut self, at: usize, size: usize, by: &Actor<'_>) -> Result<(), String> {
+        let undefined = self.defined[at..at + size].iter().position(|d| !d).map(|i| at + i);
+        if self.writable {
+            self.alike(at, size, |i, s, readers| {
+                match s.flight {
+                    Flight::Written => return Err(format!("read of offset {i}, which an asynchronous copy under way writes")),
+                    Flight::Barrier => return Err(format!("read of offset {i}, which belongs to an mbarrier")),
+                    Flight::None | Flight::Read(_) => {}
+                }
+                if undefined == Some(i) {
+                    return Err(format!("read of undefined memory at offset {i}"));
+                }
+                by.after_write(s.writer, s.written).map_err(|how| format!("read of offset {i} {how} its write by agent {}", s.writer))?;
+                s.readers = readers.and(s.readers, by);
+                Ok(())
+            })?;
+        }
+        undefined.map_or(Ok(()), |i| Err(format!("read of undefined memory at offset {i}")))
     }
 
     /// Reads up to 16 bytes, little endian.
-    pub fn read(&mut self, at: u64, size: usize, by: Actor) -> Result<u128, String> {
+    pub fn read(&mut self, at: u64, size: usize, by: &Actor<'_>) -> Result<u128, String> {
         let at = self.check(at, size)?;
-        if let Some(i) = self.defined[at..at + size].iter().position(|d| !d) {
-            return Err(format!("read of undefined memory at offset {}", at + i));
-        }
-        self.touch(at, size);
-        let mine = self.touches.number(Touch { by, scope: Scope::Thread });
-        // Neighbours mostly have the same history: what was found for one holds for the next.
-        let (mut before, mut after) = (Shadow::default(), mine);
-        for i in at..at + size {
-            let s = self.shadows[i];
-            if s.writer != mine && s.writer != before.writer {
-                if let Some(thread) = self.touches.rival(s.writer, by) {
-                    return Err(format!("read of offset {i} races with its write by thread {thread}"));
-                }
-            }
-            if s.reader != before.reader {
-                after = if s.reader == mine { mine } else { self.touches.and(s.reader, by) };
-            }
-            self.shadows[i].reader = after;
-            before = s;
-        }
+        self.touch_read(at, size, by)?;
         let mut value = [0; 16];
         value[..size].copy_from_slice(&self.bytes[at..at + size]);
         Ok(u128::from_le_bytes(value))
     }
 
-    /// Writes up to 16 bytes, little endian.
-    pub fn write(&mut self, at: u64, size: usize, value: u128, by: Actor) -> Result<(), String> {
-        let at = self.check(at, size)?;
+    fn touch_write(&mut self, at: usize, size: usize, by: &Actor<'_>) -> Result<(), String> {
         if !self.writable {
             return Err("write to memory that is only read".into());
         }
-        self.touch(at, size);
-        let mine = self.touches.number(Touch { by, scope: Scope::Thread });
-        let mut before = Shadow::default();
-        for i in at..at + size {
-            let s = self.shadows[i];
-            let rival = |number: u32, before: u32| if number == before { None } else { self.touches.rival(number, by) };
-            if let Some(thread) = rival(s.writer, before.writer) {
-                return Err(format!("write of offset {i} races with its write by thread {thread}"));
+        self.alike(at, size, |i, s, readers| {
+            match s.flight {
+                Flight::None => {}
+                Flight::Written => return Err(format!("write of offset {i}, which an asynchronous copy under way writes")),
+                Flight::Read(_) => return Err(format!("write of offset {i}, which a wgmma under way reads")),
+                Flight::Barrier => return Err(format!("write of offset {i}, which belongs to an mbarrier")),
             }
-            if let Some(thread) = rival(s.reader, before.reader) {
-                return Err(format!("write of offset {i} races with its read by thread {thread}"));
+            by.after_write(s.writer, s.written).map_err(|how| format!("write of offset {i} {how} its write by agent {}", s.writer))?;
+            if let Some(reader) = readers.unordered(s.readers, by) {
+                return Err(format!("write of offset {i} races with its read by agent {reader}"));
             }
-            self.shadows[i].writer = mine;
-            before = s;
-        }
+            (s.writer, s.written, s.readers) = (by.agent.id, by.clocks.now(), NOBODY);
+            Ok(())
+        })?;
         self.defined[at..at + size].fill(true);
+        Ok(())
+    }
+
+    /// Writes up to 16 bytes, little endian.
+    pub fn write(&mut self, at: u64, size: usize, value: u128, by: &Actor<'_>) -> Result<(), String> {
+        let at = self.check(at, size)?;
+        self.touch_write(at, size, by)?;
         self.bytes[at..at + size].copy_from_slice(&value.to_le_bytes()[..size]);
         Ok(())
+    }
+
+    /// Marks bytes as undefined: a thread's asynchronous copy to them is under way.
+    pub fn forget(&mut self, at: u64, size: usize, by: &Actor<'_>) -> Result<(), String> {
+        self.write(at, size, 0, by)?;
+        self.defined[at as usize..at as usize + size].fill(false);
+        Ok(())
+    }
+
+    /// Starts a bulk copy to a range: what was there is lost, and nobody may touch it until it lands.
+    pub fn take_off(&mut self, at: u64, size: usize, by: &Actor<'_>) -> Result<(), String> {
+        let at = self.check(at, size)?;
+        self.touch_write(at, size, by)?;
+        self.shadows(at, size, |_, s| {
+            s.flight = Flight::Written;
+            Ok(())
+        })
+    }
+
+    /// Ends a bulk copy; `barrier` stands for it.
+    pub fn land(&mut self, at: u64, bytes: &[u8], barrier: Agent, time: u32) -> Result<(), String> {
+        let at = at as usize;
+        self.bytes[at..at + bytes.len()].copy_from_slice(bytes);
+        self.defined[at..at + bytes.len()].fill(true);
+        self.shadows(at, bytes.len(), |_, s| {
+            (s.flight, s.writer, s.written) = (Flight::None, barrier.id, time);
+            Ok(())
+        })
+    }
+
+    /// Makes bytes an `mbarrier`, or no longer one.
+    pub fn occupy(&mut self, at: u64, size: usize, by: &Actor<'_>, occupied: bool) -> Result<(), String> {
+        let at = self.check(at, size)?;
+        if occupied {
+            self.touch_write(at, size, by)?;
+        }
+        self.defined[at..at + size].fill(false);
+        self.shadows(at, size, |_, s| {
+            s.flight = if occupied { Flight::Barrier } else { Flight::None };
+            Ok(())
+        })
+    }
+
+    /// Bytes that a bulk copy reads.
+    pub fn read_bulk(&mut self, at: u64, size: usize, by: &Actor<'_>) -> Result<Vec<u8>, String> {
+        let at = self.check(at, size)?;
+        self.touch_read(at, size, by)?;
+        Ok(self.bytes[at..at + size].to_vec())
+    }
+
+    /// Starts a `wgmma`'s read of a row of its operand.
+    pub fn start_reading(&mut self, at: u64, size: usize, by: &Actor<'_>) -> Result<&[u8], String> {
+        let at = self.check(at, size)?;
+        self.touch_read(at, size, by)?;
+        self.shadows(at, size, |_, s| {
+            let readers = if let Flight::Read(n) = s.flight { n } else { 0 };
+            s.flight = Flight::Read(readers + 1);
+            Ok(())
+        })?;
+        Ok(&self.bytes[at..at + size])
+    }
+
+    /// Ends it: from here on the read is the waiting warp's.
+    pub fn stop_reading(&mut self, at: u64, size: usize, by: &Actor<'_>) -> Result<(), String> {
+        self.alike(at as usize, size, |_, s, readers| {
+            if let Flight::Read(n) = s.flight {
+                s.flight = if n > 1 { Flight::Read(n - 1) } else { Flight::None };
+            }
+            s.readers = readers.and(s.readers, by);
+            Ok(())
+        })
     }
 
     /// Copies bytes out on behalf of nobody in the launch.
@@ -262,13 +315,6 @@ impl Region {
         let at = self.check(at, n)?;
         self.defined[at..at + n].fill(true);
         self.bytes[at..at + n].fill(value);
-        Ok(())
-    }
-
-    /// Marks bytes as undefined: an asynchronous copy to them is under way.
-    pub fn forget(&mut self, at: u64, size: usize, by: Actor) -> Result<(), String> {
-        self.write(at, size, 0, by)?;
-        self.defined[at as usize..at as usize + size].fill(false);
         Ok(())
     }
 }

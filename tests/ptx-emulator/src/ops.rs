@@ -102,6 +102,7 @@ fn integer(name: &str) -> Option<(usize, Op)> {
         "shr.u16" => (2, |x| if x[1] as u32 > 15 { 0 } else { x[0] >> (x[1] as u32) }),
         "shr.s32" => (2, |x| low(s(x[0]) >> (x[1] as u32).min(31))),
         "shr.s64" => (2, |x| ((x[0] as i64) >> (x[1] as u32).min(63)) as u64),
+        "bfe.u64" => (3, |x| (x[0] >> (x[1] & 63)) & ((1 << (x[2] & 63)) - 1)),
         "bfe.u32" => (3, |x| (x[0] >> (x[1] & 31)) & ((1 << (x[2] & 31)) - 1)),
         "prmt.b32" => (3, |x| {
             let bytes = x[1] << 32 | x[0] & 0xffff_ffff;

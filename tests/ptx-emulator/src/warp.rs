@@ -1,12 +1,14 @@
-//! Thirty-two lanes: divergence, warp-wide instructions, asynchronous copies.
+//! Thirty-two lanes: divergence, waiting, what they do together.
 //!
 //! Of lanes at different instructions, those furthest behind in the text go first, which brings them together again after
-//! structured divergence. Lanes at a warp-wide instruction wait until all stand at it.
+//! structured divergence. Lanes at a warp-wide instruction wait until all stand at it; lanes at an `mbarrier` whose phase is not over
+//! stay there and let the others pass.
 
 use crate::Fault;
-use crate::exec::Memory;
-use crate::memory::Actor;
-use crate::parse::{Address, Entry, Instruction, Kind, Source, Space, Special};
+use crate::exec::Cluster;
+use crate::lanes::Pending;
+use crate::parse::{Address, Async, Entry, Instruction, Kind, Source};
+use crate::products::Flights;
 use std::collections::VecDeque;
 
 pub(crate) const LANES: usize = 32;
@@ -14,274 +16,304 @@ pub(crate) const LANES: usize = 32;
 const RETURNED: usize = usize::MAX;
 
 /// Why a warp stopped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Stop {
     Returned,
-    /// All lanes wait at the barrier of a line.
-    Barrier(usize),
+    /// For another warp, at a line; and what to say if none ever comes.
+    Waits(usize, String),
 }
 
-/// A copy of 16 bytes that has not landed.
-#[derive(Clone, Copy)]
-struct Pending {
-    to: u64,
-    from: u64,
-    bytes: u64,
+/// How far a warp-wide instruction got.
+pub(crate) enum Turn {
+    Done,
+    /// Not yet: tried again when others have run.
+    Waits(String),
 }
 
 pub(crate) struct Warp<'e> {
-    entry: &'e Entry,
+    pub entry: &'e Entry,
+    pub parameters: &'e [u64],
     /// Register r of lane l at `r * 32 + l`.
-    pub(crate) registers: Vec<u64>,
-    pub(crate) at: [usize; LANES],
-    block: u32,
-    first_thread: u32,
-    threads: u32,
-    epoch: u32,
-    step: u32,
-    open: Vec<Vec<Pending>>,
-    groups: Vec<VecDeque<Vec<Pending>>>,
+    pub registers: Vec<u64>,
+    at: [usize; LANES],
+    /// Number of the cluster's first block in the grid, and of this warp's block in the cluster.
+    pub first_block: u32,
+    pub block: usize,
+    /// Number in the cluster.
+    pub index: usize,
+    pub warps_of_block: usize,
+    pub open: Vec<Vec<Pending>>,
+    pub groups: Vec<VecDeque<Vec<Pending>>>,
+    pub flights: Flights,
+    /// Instructions executed that the warpgroup has to execute alike.
+    pub alike: usize,
+    /// Registers that each lane holds.
+    pub held: u64,
+    /// The `try_wait` that told each lane last that the phase is not over.
+    pub tried: [usize; LANES],
+    /// Whether it has arrived at the `bar` at which it stands.
+    parked: bool,
+    /// Waits at the cluster's barrier.
+    cluster_waits: u32,
 }
 
 /// True for instructions that all lanes execute together.
 fn is_wide(kind: &Kind) -> bool {
-    matches!(
-        kind,
-        Kind::Barrier | Kind::WarpBarrier | Kind::Shuffle { .. } | Kind::Ballot { .. } | Kind::Matrices { .. } | Kind::Mma { .. }
-    )
+    match kind {
+        Kind::Barrier { .. } | Kind::WarpBarrier | Kind::Shuffle { .. } | Kind::Ballot { .. } => true,
+        Kind::Matrices { .. } | Kind::Mma { .. } => true,
+        Kind::Async(a) => !matches!(
+            a,
+            Async::Init { .. }
+                | Async::Invalidate { .. }
+                | Async::Arrive { .. }
+                | Async::Expect { .. }
+                | Async::TryWait { .. }
+                | Async::BulkCopy { .. }
+                | Async::ProxyFence
+                | Async::InitFence
+                | Async::MapShared { .. }
+        ),
+        _ => false,
+    }
 }
 
-type Step = Result<(), String>;
+pub(crate) type Step = Result<(), String>;
 
 impl<'e> Warp<'e> {
-    pub fn new(entry: &'e Entry, block: u32, number: u32, threads: u32) -> Self {
+    /// A warp at the start: number of its block in the cluster, of itself in the block, and of warps in a block.
+    pub fn new(entry: &'e Entry, parameters: &'e [u64], first_block: u32, [block, number, warps_of_block]: [usize; 3], held: u64) -> Self {
         Warp {
             entry,
+            parameters,
             registers: vec![0; entry.registers * LANES],
             at: [0; LANES],
+            first_block,
             block,
-            first_thread: number * 32,
-            threads,
-            epoch: 1,
-            step: 1,
+            index: block * warps_of_block + number,
+            warps_of_block,
             open: vec![vec![]; LANES],
             groups: vec![VecDeque::new(); LANES],
+            flights: Flights::new(entry.registers),
+            alike: 0,
+            held,
+            tried: [RETURNED; LANES],
+            parked: false,
+            cluster_waits: 0,
         }
     }
 
-    /// Runs to the next barrier or to the end.
-    pub fn run(&mut self, memory: &mut Memory<'_>) -> Result<Stop, Fault> {
-        // Lanes that wait for the others at a warp-wide instruction.
-        let mut waiting = 0u32;
+    /// Number among the warps of its block.
+    pub fn number(&self) -> usize {
+        self.index % self.warps_of_block
+    }
+
+    /// Number of its warpgroup in the cluster.
+    pub fn group(&self) -> usize {
+        self.block * self.warps_of_block.div_ceil(4) + self.number() / 4
+    }
+
+    /// Number of a lane among the threads of the cluster.
+    pub fn slot(&self, lane: usize) -> usize {
+        LANES * self.index + lane
+    }
+
+    /// Runs until it has to wait for another warp, or to the end.
+    pub fn run(&mut self, cluster: &mut Cluster<'_>) -> Result<Stop, Fault> {
+        // Lanes that wait for the others at a warp-wide instruction, and lanes at an mbarrier.
+        let (mut waiting, mut blocked) = (0u32, 0u32);
+        let mut stop = Stop::Returned;
         loop {
-            if let Some((instruction, pc)) = self.converged().filter(|(i, _)| !is_wide(&i.kind)) {
-                self.step(instruction, pc, u32::MAX, memory).map_err(|reason| Fault { line: instruction.line, reason })?;
+            let aside = waiting | blocked;
+            if aside == 0
+                && let Some((instruction, pc)) = self.converged()
+            {
+                let fault = |reason: String| Fault { line: instruction.line, reason };
+                let stays = self.step(instruction, pc, u32::MAX, cluster).map_err(fault)?;
+                if stays != 0 {
+                    blocked |= stays;
+                    stop = Stop::Waits(instruction.line, self.lacks(instruction, stays, cluster));
+                }
                 continue;
             }
-            let free = (0..LANES).filter(|l| waiting >> l & 1 == 0).map(|l| self.at[l]).min().unwrap_or(RETURNED);
-            if free == RETURNED && waiting == 0 {
-                return Ok(Stop::Returned);
+            let free = (0..LANES).filter(|l| aside >> l & 1 == 0).map(|l| self.at[l]).min().unwrap_or(RETURNED);
+            if free == RETURNED && (waiting == 0 || blocked != 0) {
+                return Ok(stop);
             }
             let pc = if free == RETURNED { self.at.iter().copied().min().unwrap_or(RETURNED) } else { free };
             let Some(instruction) = self.entry.code.get(pc) else {
                 return Err(Fault { line: 0, reason: "the code ends without a return".into() });
             };
             let fault = |reason: String| Fault { line: instruction.line, reason };
-            let here: u32 = (0..LANES).filter(|&l| self.at[l] == pc).fold(0, |m, l| m | 1 << l);
-            if is_wide(&instruction.kind) {
-                if here != u32::MAX && free != RETURNED {
-                    waiting |= here;
-                    continue;
+            let here = self.lanes_at(pc) & !blocked;
+            if !is_wide(&instruction.kind) {
+                let stays = self.step(instruction, pc, here, cluster).map_err(fault)?;
+                if stays != 0 {
+                    blocked |= stays;
+                    stop = Stop::Waits(instruction.line, self.lacks(instruction, stays, cluster));
                 }
-                if here != u32::MAX || instruction.guard.is_some() {
-                    return Err(fault(format!("a warp-wide instruction that only lanes {here:#010x} reach")));
-                }
-                waiting = 0;
-                if matches!(instruction.kind, Kind::Barrier) {
-                    return Ok(Stop::Barrier(instruction.line));
-                }
+                continue;
             }
-            self.step(instruction, pc, here, memory).map_err(fault)?;
+            if here != u32::MAX && free != RETURNED {
+                waiting |= here;
+                continue;
+            }
+            if here != u32::MAX || instruction.guard.is_some() {
+                return Err(fault(format!("a warp-wide instruction that only lanes {here:#010x} reach")));
+            }
+            waiting = 0;
+            match self.wide(instruction, cluster).map_err(fault)? {
+                Turn::Done => {
+                    self.at = [pc + 1; LANES];
+                    cluster.counts.instructions += 1;
+                }
+                Turn::Waits(reason) => return Ok(Stop::Waits(instruction.line, reason)),
+            }
         }
     }
 
-    /// The instruction at which all lanes stand.
+    /// The instruction at which all lanes stand, if it is not warp-wide.
     fn converged(&self) -> Option<(&'e Instruction, usize)> {
         let pc = self.at[0];
-        if self.at.iter().any(|&p| p != pc) {
-            return None;
-        }
-        self.entry.code.get(pc).map(|i| (i, pc))
+        let together = self.at.iter().all(|&p| p == pc);
+        self.entry.code.get(pc).filter(|i| together && !is_wide(&i.kind)).map(|i| (i, pc))
     }
 
-    /// Lets the lanes past the barrier at which they wait.
-    pub fn release(&mut self) {
-        self.at.iter_mut().filter(|pc| **pc != RETURNED).for_each(|pc| *pc += 1);
-        self.epoch += 1;
-        self.step += 1;
+    fn lanes_at(&self, pc: usize) -> u32 {
+        (0..LANES).filter(|&l| self.at[l] == pc).fold(0, |m, l| m | 1 << l)
     }
 
-    fn actor(&self, lane: usize) -> Actor {
-        let thread = self.block * self.threads + self.first_thread + lane as u32 + 1;
-        Actor { thread, block: self.block, epoch: self.epoch, step: self.step }
+    fn lacks(&self, i: &Instruction, lanes: u32, cluster: &Cluster<'_>) -> String {
+        let Kind::Async(Async::TryWait { at, .. }) = &i.kind else { return "a wait that never ends".into() };
+        let place = cluster.place(self.block, self.address(*at, lanes.trailing_zeros() as usize));
+        format!("a wait that never ends: {}", place.map(|p| cluster.lacks(p)).unwrap_or_default())
     }
 
-    fn value(&self, s: Source, lane: usize) -> u64 {
+    pub fn value(&self, s: Source, lane: usize) -> u64 {
         match s {
             Source::Register(r) => self.registers[r * LANES + lane],
             Source::Constant(c) => c,
         }
     }
 
-    fn set(&mut self, register: usize, lane: usize, value: u64) {
+    /// A value that all lanes have to agree on.
+    pub fn uniform(&self, s: Source) -> Result<u64, String> {
+        let value = self.value(s, 0);
+        let agree = (1..LANES).all(|l| self.value(s, l) == value);
+        if agree { Ok(value) } else { Err("lanes disagree on what has to be the same for all".into()) }
+    }
+
+    pub fn set(&mut self, register: usize, lane: usize, value: u64) {
         self.registers[register * LANES + lane] = value;
     }
 
-    fn address(&self, a: Address, lane: usize) -> u64 {
+    pub fn address(&self, a: Address, lane: usize) -> u64 {
         self.value(a.base, lane).wrapping_add(a.offset as u64)
     }
 
-    fn step(&mut self, i: &Instruction, pc: usize, here: u32, memory: &mut Memory<'_>) -> Step {
-        if let Kind::Plain { op, to, from } = &i.kind {
-            self.advance(pc, here);
-            self.plain(*op, *to, from, self.active(i.guard, here));
-            return Ok(());
+    /// An instruction of the lanes that stand at it; returns those that have to stay.
+    fn step(&mut self, i: &Instruction, pc: usize, here: u32, cluster: &mut Cluster<'_>) -> Result<u32, String> {
+        let taking = self.active(i.guard, here);
+        let mut stays = 0u32;
+        if here == u32::MAX {
+            self.at = [pc + 1; LANES];
+        } else {
+            (0..LANES).filter(|l| here >> l & 1 == 1).for_each(|l| self.at[l] = pc + 1);
         }
-        for lane in (0..LANES).filter(|l| here >> l & 1 == 1) {
-            self.at[lane] = pc + 1;
-            if let Some((register, wanted)) = i.guard
-                && self.registers[register * LANES + lane] & 1 != wanted
-            {
-                continue;
-            }
+        if taking != 0 && !i.touches.is_empty() {
+            self.flights.touch(&i.touches)?;
+        }
+        if let Kind::Plain { op, to, from } = &i.kind {
+            self.plain(*op, *to, from, taking);
+            cluster.counts.instructions += 1;
+            return Ok(0);
+        }
+        for lane in (0..LANES).filter(|l| taking >> l & 1 == 1) {
             match &i.kind {
                 Kind::Branch { to } => self.at[lane] = *to,
                 Kind::Return if !self.open[lane].is_empty() => return Err("copies that no group holds at the end".into()),
+                Kind::Return if self.flights.any() => return Err("a wgmma that nobody waited for".into()),
                 Kind::Return => self.at[lane] = RETURNED,
-                _ => self.lane(&i.kind, lane, memory)?,
-            }
-        }
-        self.together(&i.kind, memory)
-    }
-
-    /// An instruction of one lane.
-    fn lane(&mut self, kind: &Kind, lane: usize, memory: &mut Memory<'_>) -> Step {
-        match kind {
-            Kind::Special { to, which } => {
-                let value = match which {
-                    Special::Thread => self.first_thread + lane as u32,
-                    Special::Block => self.block,
-                };
-                self.set(*to, lane, value as u64);
-            }
-            Kind::Parameter { to, number } => {
-                let value = memory.parameters.get(*number).ok_or("a parameter that the entry does not have")?;
-                self.set(*to, lane, *value);
-            }
-            Kind::Pack { to, from, bits } => {
-                let mask = u64::MAX >> (64 - bits);
-                let value = from.iter().rev().fold(0u64, |v, s| v << bits | self.value(*s, lane) & mask);
-                self.set(*to, lane, value);
-            }
-            Kind::Unpack { to, from, bits } => {
-                let value = self.value(*from, lane);
-                let mask = u64::MAX >> (64 - bits);
-                for (i, register) in to.iter().enumerate().filter_map(|(i, r)| r.map(|r| (i, r))) {
-                    self.set(register, lane, value >> (i as u32 * bits) & mask);
-                }
-            }
-            Kind::Load { space, to, bytes, signed, from } => {
-                let all = memory.read(*space, self.address(*from, lane), bytes * to.len(), self.actor(lane))?;
-                for (i, register) in to.iter().enumerate().filter_map(|(i, r)| r.map(|r| (i, r))) {
-                    let unused = 64 - 8 * *bytes as u32;
-                    let raw = ((all >> (8 * bytes * i)) as u64) << unused;
-                    self.set(register, lane, if *signed { ((raw as i64) >> unused) as u64 } else { raw >> unused });
-                }
-            }
-            Kind::Store { space, from, bytes, to } => {
-                let mask = u128::MAX >> (128 - 8 * bytes);
-                let all = from
-                    .iter()
-                    .rev()
-                    .fold(0u128, |v, s| v.checked_shl(8 * *bytes as u32).unwrap_or(0) | (self.value(*s, lane) as u128 & mask));
-                memory.write(*space, self.address(*to, lane), bytes * from.len(), all, self.actor(lane))?;
-            }
-            Kind::Copy { to, from, bytes } => {
-                let copy =
-                    Pending { to: self.address(*to, lane), from: self.address(*from, lane), bytes: self.value(*bytes, lane) as u32 as u64 };
-                if copy.bytes > 16 || !copy.to.is_multiple_of(16) || !copy.from.is_multiple_of(16) {
-                    return Err(format!("a copy of {} bytes from {:#x} to {:#x}", copy.bytes, copy.from, copy.to));
-                }
-                memory.shared.forget(copy.to, 16, self.actor(lane))?;
-                self.open[lane].push(copy);
-            }
-            Kind::Commit => {
-                let group = std::mem::take(&mut self.open[lane]);
-                self.groups[lane].push_back(group);
-            }
-            Kind::Wait { pending } => {
-                while self.groups[lane].len() as u64 > *pending {
-                    for copy in self.groups[lane].pop_front().unwrap_or_default().into_iter().rev() {
-                        self.land(copy, lane, memory)?;
+                Kind::Async(a) => {
+                    if !self.lane_async(a, pc, lane, cluster)? {
+                        self.at[lane] = pc;
+                        stays |= 1 << lane;
                     }
                 }
+                kind => self.lane(kind, lane, cluster)?,
             }
-            _ => {}
         }
-        Ok(())
-    }
-
-    fn land(&mut self, copy: Pending, lane: usize, memory: &mut Memory<'_>) -> Step {
-        let by = self.actor(lane);
-        let mut value = 0;
-        for i in 0..copy.bytes {
-            value |= memory.read(Space::Global, copy.from + i, 1, by)? << (8 * i);
-        }
-        memory.write(Space::Shared, copy.to, 16, value, by)
+        self.count(i, taking, cluster);
+        cluster.counts.instructions += (stays != here) as u64;
+        Ok(stays)
     }
 
     /// An instruction of all lanes at once.
-    fn together(&mut self, kind: &Kind, memory: &mut Memory<'_>) -> Step {
-        let all = |w: &Self, s: Source| -> [u64; LANES] { std::array::from_fn(|l| w.value(s, l)) };
-        match kind {
-            Kind::WarpBarrier => self.step += 1,
-            Kind::Shuffle { to, from, lane, xor } => {
-                let (values, lanes) = (all(self, *from), all(self, *lane));
-                for (l, &by) in lanes.iter().enumerate() {
-                    let source = if *xor { l ^ by as usize } else { by as usize };
-                    let value = values.get(source).copied().ok_or("a shuffle from a lane that does not exist")?;
-                    self.set(*to, l, value);
-                }
-            }
-            Kind::Ballot { to, from } => {
-                let mask = all(self, *from).iter().enumerate().fold(0, |m, (l, v)| m | (v & 1) << l);
-                (0..LANES).for_each(|l| self.set(*to, l, mask));
-            }
-            Kind::Matrices { to, from, transposed } => self.matrices(*to, *from, *transposed, memory)?,
-            Kind::Mma { to, a, b, c, codes } => {
-                let (a, b, c) = (a.map(|s| all(self, s)), b.map(|s| all(self, s)), c.map(|s| all(self, s)));
-                self.mma(*to, &a, &b, &c, *codes);
-            }
-            _ => {}
+    fn wide(&mut self, i: &Instruction, cluster: &mut Cluster<'_>) -> Result<Turn, String> {
+        if !i.touches.is_empty() {
+            self.flights.touch(&i.touches)?;
         }
-        Ok(())
+        match &i.kind {
+            Kind::Barrier { number, threads, waits } => return self.bar(*number, *threads, *waits, cluster),
+            Kind::Async(Async::ClusterArrive) => cluster.cluster_arrive(self.index)?,
+            Kind::Async(Async::ClusterWait) => {
+                if !cluster.cluster_wait(self.index, self.cluster_waits) {
+                    return Ok(Turn::Waits("a barrier that not all threads of the cluster reach".into()));
+                }
+                self.cluster_waits += 1;
+            }
+            Kind::Async(Async::MaxRegisters { count, more }) => return self.max_registers(i.line, *count, *more, cluster),
+            Kind::Async(a) => self.products(i.line, a, cluster)?,
+            kind => self.together(kind, cluster)?,
+        }
+        Ok(Turn::Done)
     }
 
-    /// `ldmatrix`: lane 8 m + r names row r of matrix m; lane l gets elements 2 (l % 4) and the next of row l / 4.
-    fn matrices(&mut self, to: [usize; 4], from: Address, transposed: bool, memory: &mut Memory<'_>) -> Step {
-        let mut halves = [[[0u64; 8]; 8]; 4];
-        for lane in 0..LANES {
-            // The row is read on behalf of all lanes that get a part of it.
-            let row = memory.read(Space::Shared, self.address(from, lane), 16, self.actor(lane))?;
-            (0..8).for_each(|i| halves[lane / 8][lane % 8][i] = (row >> (16 * i)) as u16 as u64);
-        }
-        for (matrix, register) in to.into_iter().enumerate() {
-            for lane in 0..LANES {
-                let (row, col) = (lane / 4, 2 * (lane % 4));
-                let at = |c: usize| if transposed { halves[matrix][c][row] } else { halves[matrix][row][c] };
-                self.set(register, lane, at(col) | at(col + 1) << 16);
+    fn bar(&mut self, number: Source, threads: Option<Source>, waits: bool, cluster: &mut Cluster<'_>) -> Result<Turn, String> {
+        if !self.parked {
+            let all = (self.warps_of_block * LANES) as u64;
+            let threads = threads.map_or(Ok(all), |t| self.uniform(t))? as u32;
+            cluster.bar(self.block, self.uniform(number)?, threads, self.index, waits)?;
+            if !waits {
+                return Ok(Turn::Done);
             }
+            cluster.counts.instructions += 1;
         }
+        self.parked = !cluster.released.remove(&self.index);
+        Ok(if self.parked { Turn::Waits("a barrier that not all threads of the block reach".into()) } else { Turn::Done })
+    }
+
+    /// `setmaxnreg`: gives registers back to the block, or takes some when there are enough.
+    fn max_registers(&mut self, line: usize, count: u64, more: bool, cluster: &mut Cluster<'_>) -> Result<Turn, String> {
+        if !count.is_multiple_of(8) || !(24..=256).contains(&count) || (more && count < self.held) || (!more && count > self.held) {
+            return Err(format!("setmaxnreg from {} to {count} registers", self.held));
+        }
+        let free = &mut cluster.registers[self.block];
+        let (before, after) = (self.held * LANES as u64, count * LANES as u64);
+        if *free + before < after {
+            return Ok(Turn::Waits(format!("setmaxnreg waits for registers: {count} a thread, {free} are left for the block")));
+        }
+        *free = *free + before - after;
+        self.held = count;
+        self.alike(line, count, 0, cluster)?;
+        Ok(Turn::Done)
+    }
+
+    /// Notes an instruction that all warps of the warpgroup have to execute alike.
+    pub fn alike(&mut self, line: usize, a: u64, b: u64, cluster: &mut Cluster<'_>) -> Step {
+        if self.number() / 4 * 4 + 4 > self.warps_of_block {
+            return Err("a warpgroup's instruction in a warp without a whole warpgroup".into());
+        }
+        let all = &mut cluster.alike[self.group()];
+        match all.get(self.alike) {
+            None => all.push((line, a, b)),
+            Some(first) if *first == (line, a, b) => {}
+            Some((other, ..)) if *other != line => {
+                return Err(format!("another warp of the warpgroup executes line {other} instead"));
+            }
+            Some(_) => return Err("the warps of a warpgroup have different operands".into()),
+        }
+        self.alike += 1;
         Ok(())
     }
 }

@@ -59,7 +59,7 @@ fn a_shared_weight_gets_one_product_over_all_rows() {
     let shapes: Vec<&[u64]> =
         joint.nodes.iter().filter(|n| matches!(n.op, Op::Matmul { .. })).map(|n| joint.ty(n.results[0]).shape.as_slice()).collect();
     assert_eq!(shapes, [vec![2, 3, 5], vec![4, 5], vec![2, 3, 4]]);
-    let backward = joint.nodes.iter().filter(|n| n.epoch == Epoch::Backward);
+    let backward = joint.nodes.iter().filter(|n| n.epoch() == Epoch::Backward);
     assert!(backward.clone().all(|n| !matches!(n.op, Op::Reduce { .. } | Op::Transpose(_))));
 }
 
@@ -129,7 +129,7 @@ fn slices_that_tile_an_axis_are_concatenated_not_padded() {
     let (mut case, y) = sliced(&[(2, 2), (0, 2), (4, 2)]);
     case.loss_of(y);
     let joint = with_gradients(case.graph.clone(), case.graph.loss.unwrap(), false).unwrap();
-    let backward: Vec<&Node> = joint.nodes.iter().filter(|n| n.epoch == Epoch::Backward).collect();
+    let backward: Vec<&Node> = joint.nodes.iter().filter(|n| n.epoch() == Epoch::Backward).collect();
     assert_eq!(backward.iter().filter(|n| matches!(n.op, Op::Concat { .. })).count(), 1);
     assert!(backward.iter().all(|n| !matches!(n.op, Op::Pad { .. })));
 }

@@ -34,7 +34,7 @@ fn gradients_are_complete_in_reverse_order_of_use() {
     let joint = differentiate(small_network().graph, &PLAIN).unwrap();
     let at = |p: usize| joint.values[joint.gradients.iter().find(|g| g.parameter == p).unwrap().value.index()].node;
     assert!(at(3) < at(2) && at(2) < at(1));
-    assert!(joint.nodes.iter().all(|n| n.epoch != Epoch::Update || n.inputs.len() != 1 || !matches!(n.op, Op::Matmul { .. })));
+    assert!(joint.nodes.iter().all(|n| n.epoch() != Epoch::Update || n.inputs.len() != 1 || !matches!(n.op, Op::Matmul { .. })));
 }
 
 #[test]
@@ -60,7 +60,7 @@ fn several_micro_batches_sum_into_a_persistent_buffer() {
     joint.verify().unwrap();
     for g in &joint.gradients {
         let node = joint.def(g.value);
-        assert_eq!((&node.op, node.epoch), (&Op::AccumulateGradient, Epoch::Backward));
+        assert_eq!((&node.op, node.epoch()), (&Op::AccumulateGradient, Epoch::Backward));
         assert_eq!(joint.def(node.inputs[0]).op, Op::State { parameter: g.parameter, slot: GRADIENT_SLOT, dtype: DType::F32 });
     }
     assert!(joint.nodes.iter().any(|n| n.op == Op::FinishNorm { accumulation: 4 }));
@@ -148,7 +148,7 @@ fn gradients_follow_the_storage_of_their_values_but_those_of_parameters_are_f32(
     let joint = differentiate(case.graph, &PLAIN).unwrap();
     joint.verify().unwrap();
     let dtypes = |want: &dyn Fn(&Op) -> bool| -> Vec<DType> {
-        let of = joint.nodes.iter().filter(|n| n.epoch == Epoch::Backward && want(&n.op));
+        let of = joint.nodes.iter().filter(|n| n.epoch() == Epoch::Backward && want(&n.op));
         of.map(|n| joint.ty(n.results[0]).dtype).collect()
     };
     // wgrad, then dgrad.

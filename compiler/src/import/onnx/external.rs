@@ -1,5 +1,6 @@
 //! Tensors stored in files beside the model.
 
+use fp8c_runtime::files::Input;
 use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
 
@@ -92,17 +93,10 @@ impl ExternalFiles {
 /// Reads a range into memory.
 ///
 /// # Errors
-/// The operating system's.
-pub fn read(path: &Path, offset: u64, bytes: u64) -> std::io::Result<Vec<u8>> {
-    let file = std::fs::File::open(path)?;
-    let end = offset.checked_add(bytes);
-    if end.is_none_or(|end| file.metadata().is_ok_and(|m| m.len() < end)) {
-        return Err(std::io::ErrorKind::UnexpectedEof.into());
-    }
-    // SAFETY: the map is only read, and only within the length just checked; a file that another process truncates meanwhile
-    // raises SIGBUS, as with every mapped weight file.
-    let map = unsafe { memmap2::MmapOptions::new().offset(offset).len(bytes as usize).map(&file)? };
-    Ok(map.to_vec())
+/// That the file cannot be opened or ends before the range does.
+pub fn read(path: &Path, offset: u64, bytes: u64) -> Result<Vec<u8>, fp8c_runtime::Error> {
+    let input = Input::open(path)?;
+    input.read(offset..offset.saturating_add(bytes))
 }
 
 #[cfg(test)]

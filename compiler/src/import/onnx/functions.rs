@@ -8,8 +8,9 @@ use std::collections::{BTreeMap, HashMap};
 
 /// Most nodes after inlining: functions that call functions can multiply without bound.
 const MAX_NODES: usize = 1_000_000;
-/// Deepest chain of calls.
-const MAX_CALLS: usize = 32;
+/// Most calls of functions, and the deepest chain of them.
+const MAX_CALLS: usize = 100_000;
+const MAX_CALL_DEPTH: usize = 32;
 
 /// The functions of a model by domain and name.
 pub struct Functions {
@@ -64,7 +65,9 @@ impl Inliner<'_> {
         }
         match self.functions.by_name.get(&(n.domain.clone(), n.op.clone())) {
             None => self.out.push(n),
-            Some(_) if depth >= MAX_CALLS => return Err(format!("has functions that call {MAX_CALLS} deep or in a circle, at {:?}", n.op)),
+            Some(_) if depth >= MAX_CALL_DEPTH => {
+                return Err(format!("has functions that call {MAX_CALL_DEPTH} deep or in a circle, at {:?}", n.op));
+            }
             Some(f) => self.call(f, n, depth)?,
         }
         Ok(())
@@ -75,6 +78,10 @@ impl Inliner<'_> {
             return Err(format!("calls the function {:?} with more inputs or outputs than it has", f.name));
         }
         self.calls += 1;
+        // Functions without nodes of their own multiply too.
+        if self.calls > MAX_CALLS {
+            return Err(format!("has functions that are called more than {MAX_CALLS} times"));
+        }
         let prefix = format!("{}#{}/", if call.name.is_empty() { &f.name } else { &call.name }, self.calls);
         let mut names: HashMap<String, String> = HashMap::new();
         let padded = |given: &[String], i: usize| given.get(i).cloned().unwrap_or_default();
@@ -126,4 +133,24 @@ fn resolved(mut proto: NodeProto, given: &BTreeMap<String, Attribute>, files: &m
         }
     }
     Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn functions_without_nodes_that_call_each_other_twice_are_refused_soon() {
+        let call = |n: usize| NodeProto { op_type: format!("f{n}"), domain: "d".into(), ..Default::default() };
+        let function = |n: usize| FunctionProto {
+            name: format!("f{n}"),
+            domain: "d".into(),
+            node: if n < 30 { vec![call(n + 1), call(n + 1)] } else { vec![] },
+            ..Default::default()
+        };
+        let functions = Functions::new((0..=30).map(function).collect(), 18).unwrap();
+        let first = ModelNode { op: "f0".into(), domain: "d".into(), ..Default::default() };
+        let refused = functions.inline(vec![first], &mut ExternalFiles::none()).unwrap_err();
+        assert!(refused.contains("called more than"), "{refused}");
+    }
 }

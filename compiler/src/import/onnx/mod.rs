@@ -10,12 +10,13 @@ use super::model::{Attribute, Dim, Elem, Initializer, Model, ModelInput, ModelNo
 use super::{sort, wire};
 use crate::Error;
 use external::ExternalFiles;
+use fp8c_runtime::files::Input;
 use onnx_protobuf::attribute_proto::AttributeType;
 use onnx_protobuf::tensor_shape_proto::dimension;
 use onnx_protobuf::{AttributeProto, GraphProto, Message, ModelProto, NodeProto, StringStringEntryProto, ValueInfoProto, type_proto};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, HashSet};
-use std::io::BufReader;
+use std::io::{BufReader, Read};
 use std::path::Path;
 
 /// Operator set versions that are understood.
@@ -26,26 +27,39 @@ const IR_VERSIONS: std::ops::RangeInclusive<i64> = 3..=13;
 /// Reads an ONNX file.
 ///
 /// # Errors
-/// [`Error::Io`] when the file cannot be read, [`Error::Model`] when it is damaged, of another version, or uses what is not
+/// [`Error::Runtime`] when the file cannot be read, [`Error::Model`] when it is damaged, of another version, or uses what is not
 /// supported (subgraph-free dense models of opset 13 to 23 are).
 pub fn read(path: &Path) -> Result<Model, Error> {
-    let io = |source| Error::Io { path: path.to_path_buf(), source };
     let model = |reason| Error::Model { path: path.display().to_string(), reason };
-    let file = std::fs::File::open(path).map_err(io)?;
-    if !file.metadata().map_err(io)?.is_file() {
-        return Err(model("is not a file".into()));
-    }
+    let input = Input::open(path)?;
     let sha256 = {
-        // SAFETY: the map is only read, and dropped before the file is parsed; a file that another process truncates meanwhile
-        // raises SIGBUS, as with every mapped model file.
-        let map = unsafe { memmap2::Mmap::map(&file).map_err(io)? };
-        wire::check(&map).map_err(model)?;
-        hex(&Sha256::digest(&map))
+        let bytes = input.read_all()?;
+        wire::check(&bytes).map_err(model)?;
+        Sha256::digest(&bytes)
     };
-    // Parsing from a reader keeps one copy of the weights, from a slice two.
-    let proto = ModelProto::parse_from_reader(&mut BufReader::new(file)).map_err(|e| model(format!("is not an ONNX file: {e}")))?;
+    // Parsing from a reader keeps one copy of the weights, from a slice two. What is parsed is what was checked: it has the same digest.
+    let mut reader = Digesting { inner: input.section(0..input.bytes()), digest: Sha256::new() };
+    let parsed = ModelProto::parse_from_reader(&mut BufReader::new(&mut reader));
+    if reader.digest.finalize() != sha256 {
+        return Err(model("was changed while it was read".into()));
+    }
+    let proto = parsed.map_err(|e| model(format!("is not an ONNX file: {e}")))?;
     let folder = path.parent().unwrap_or(Path::new("."));
-    convert(proto, &mut ExternalFiles::new(folder), sha256).map_err(model)
+    convert(proto, &mut ExternalFiles::new(folder), hex(&sha256)).map_err(model)
+}
+
+/// A reader that digests what passes.
+struct Digesting<R> {
+    inner: R,
+    digest: Sha256,
+}
+
+impl<R: Read> Read for Digesting<R> {
+    fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
+        let bytes = self.inner.read(out)?;
+        self.digest.update(&out[..bytes]);
+        Ok(bytes)
+    }
 }
 
 /// Reads an ONNX model from memory; external data is refused.

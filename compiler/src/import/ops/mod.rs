@@ -228,8 +228,11 @@ impl Lowering {
     /// Ends the lowering: drops what no output needs (inputs and parameters stay) and puts the sources first.
     ///
     /// `roots` are the values that the driver holds on to (outputs, the loss); they are renumbered in place.
-    pub fn finish(self, roots: &mut [ValueId]) -> Graph {
-        super::fold::compact(self.graph, roots)
+    ///
+    /// # Errors
+    /// As [`Graph::select`].
+    pub fn finish(self, roots: &mut [ValueId]) -> Result<Graph, crate::Error> {
+        super::fold::compact(&self.graph, roots)
     }
 }
 

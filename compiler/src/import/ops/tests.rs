@@ -40,7 +40,7 @@ fn lower_all(l: &mut Lowering, nodes: &[ModelNode]) {
 fn finished(mut l: Lowering, output: &str) -> Graph {
     let value = l.values[output];
     l.graph.outputs = vec![crate::graph::Output { name: output.into(), value }];
-    l.finish(&mut [])
+    l.finish(&mut []).unwrap()
 }
 
 #[test]

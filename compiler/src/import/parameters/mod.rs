@@ -98,6 +98,7 @@ pub fn resolve(model: &mut Model, options: &ParameterOptions, notes: &mut Vec<St
         Some(signature) => traced::find(model, &signature),
         None => plain::find(model, &globs.untie, &globs.tie, &globs.train),
     };
+    globs.check(model, &found)?;
     separate(model, &mut found, &globs.untie);
     merge(model, &mut found, &globs.tie);
     notes.append(&mut found.notes);
@@ -112,7 +113,7 @@ struct Globs {
     tie: GlobSet,
     untie: GlobSet,
     train_all: bool,
-    /// Patterns of train and freeze, each of which must match something.
+    /// Every pattern with its flag: each must match something.
     used: Vec<(&'static str, Glob)>,
 }
 
@@ -133,14 +134,28 @@ impl Globs {
         Ok(Globs { train, freeze, tie, untie, train_all: options.train.is_empty(), used })
     }
 
+    /// Refuses a pattern that matches none of these names.
+    fn must_match(&self, flags: [&str; 2], names: &[&str]) -> Result<(), Error> {
+        let idle = self.used.iter().filter(|(flag, _)| flags.contains(flag)).find(|(_, glob)| {
+            let matcher = glob.compile_matcher();
+            !names.iter().any(|name| matcher.is_match(name))
+        });
+        let Some((flag, glob)) = idle else { return Ok(()) };
+        let near = fp8c_runtime::names::nearest(glob.glob(), names.iter().copied());
+        Err(Error::Usage(format!("{flag} {:?} matches no parameter of the model{near}", glob.glob())))
+    }
+
+    /// `--tie` and `--untie` choose among what was found, by PyTorch's names and the file's.
+    fn check(&self, model: &Model, found: &Found) -> Result<(), Error> {
+        let read = found.uses.keys().map(|u| model.nodes[u.node].inputs[u.input].as_str());
+        let names: Vec<&str> = found.names.iter().map(String::as_str).filter(|n| !n.is_empty()).chain(read).collect();
+        self.must_match(["--tie", "--untie"], &names)
+    }
+
     /// Says which parameters are trained.
     fn select(&self, specs: &mut [ParameterSpec]) -> Result<(), Error> {
-        for (flag, glob) in self.used.iter().filter(|(flag, _)| matches!(*flag, "--train" | "--freeze")) {
-            let matcher = glob.compile_matcher();
-            if !specs.iter().any(|s| matcher.is_match(&s.name) || matcher.is_match(&s.initializer)) {
-                return Err(Error::Usage(format!("{flag} {:?} matches no parameter of the model", glob.glob())));
-            }
-        }
+        let names: Vec<&str> = specs.iter().flat_map(|s| [s.name.as_str(), s.initializer.as_str()]).collect();
+        self.must_match(["--train", "--freeze"], &names)?;
         for s in specs {
             let matches = |set: &GlobSet| set.is_match(&s.name) || set.is_match(&s.initializer);
             s.trainable = (self.train_all || matches(&self.train)) && !matches(&self.freeze);
@@ -202,7 +217,7 @@ pub fn elements(i: &Initializer) -> Result<Arc<ConstData>, String> {
         Init::Data(data) => Ok(data.clone()),
         Init::File { path, offset, bytes, .. } => {
             let raw = super::onnx::external::read(path, *offset, *bytes);
-            let raw = raw.map_err(|e| format!("initializer {:?} cannot be read from {}: {e}", i.name, path.display()))?;
+            let raw = raw.map_err(|e| format!("initializer {:?} cannot be read: {e}", i.name))?;
             Ok(Arc::new(super::onnx::constant(i.elem, &i.shape, raw).map_err(|e| format!("initializer {:?} {e}", i.name))?))
         }
         Init::Zeros => filled(i, 0.0).map(Arc::new),

@@ -171,8 +171,9 @@ impl Trace<'_> {
         self.model.nodes[u.node].inputs[u.input].clone()
     }
 
+    /// What a use reads; none where the node lacks that input.
     pub fn initializer(&self, u: Use) -> Option<&Initializer> {
-        let name = &self.model.nodes[u.node].inputs[u.input];
+        let name = self.model.nodes[u.node].inputs.get(u.input)?;
         self.initializers.get(name).map(|&i| &self.model.initializers[i])
     }
 

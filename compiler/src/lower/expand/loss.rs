@@ -22,7 +22,7 @@ fn counted(w: &mut Writer, c: &CrossEntropyOp, labels: ValueId) -> Result<Option
 
 /// True where the graph puts a value in a buffer anyway, so that single elements of it can be loaded.
 fn is_stored(w: &Writer, mut v: ValueId) -> bool {
-    let graph = &w.core.graph;
+    let graph = w.graph();
     while let Op::Reshape(_) = graph.def(v).op {
         v = graph.def(v).inputs[0];
     }

@@ -13,7 +13,6 @@ mod squares;
 use super::core::{Core, Writer};
 use crate::Error;
 use crate::graph::{Graph, Node, NodeId, Op, ValueId};
-use std::collections::BTreeMap;
 
 /// Makes the core graph of a graph: live nodes, composites written out, sources first.
 ///
@@ -25,7 +24,7 @@ pub(super) fn expand(graph: &Graph) -> Result<Core, Error> {
     let mut w = Writer::new(graph);
     for (n, node) in graph.nodes.iter().enumerate().filter(|(n, node)| live[*n] && node.op.is_source()) {
         w.begin(NodeId(n as u32), NodeId(n as u32), node.results[0]);
-        let v = w.source(node.op.clone(), node.results[0]);
+        let v = w.source(node.op.clone(), graph.ty(node.results[0]));
         w.bind(node.results[0], v, node.results[0]);
     }
     for (n, node) in graph.nodes.iter().enumerate().filter(|(n, node)| live[*n] && !node.op.is_source()) {
@@ -45,7 +44,7 @@ pub(super) fn expand(graph: &Graph) -> Result<Core, Error> {
             w.bind(old, new, old);
         }
     }
-    w.finish(&BTreeMap::new())
+    w.finish()
 }
 
 fn one(w: &mut Writer, node: &Node, x: &[ValueId]) -> Result<Vec<ValueId>, Error> {
@@ -64,7 +63,7 @@ fn one(w: &mut Writer, node: &Node, x: &[ValueId]) -> Result<Vec<ValueId>, Error
     })
 }
 
-/// The nodes that a result of the graph or an update needs, and every source but constants.
+/// The nodes that a result of the graph or an update needs, their origins, and every source but constants.
 fn live(graph: &Graph) -> Vec<bool> {
     let mut live = vec![false; graph.nodes.len()];
     let node_of = |v: &ValueId| graph.values[v.index()].node.index();
@@ -74,6 +73,7 @@ fn live(graph: &Graph) -> Vec<bool> {
         let node = &graph.nodes[n];
         live[n] |= !node.op.aliases().is_empty() || (node.op.is_source() && !matches!(node.op, Op::Constant(_)));
         if live[n] {
+            live[node.origin.index()] = true;
             node.inputs.iter().for_each(|v| live[node_of(v)] = true);
         }
     }

@@ -33,7 +33,7 @@ impl Running {
             Some(sum) => sum,
             None => Sum { start: w.get(node.inputs[1])?, parts: vec![] },
         };
-        let n = w.core.graph.ty(gradient).elements();
+        let n = w.graph().ty(gradient).elements();
         let p = divisor(n, (n / PART).clamp(1, MOST_PARTS)).max(1);
         let rows = w.reshape(gradient, &[p, n / p])?;
         let squares = w.map(F32, &[rows], |f, v| f.mul(v[0], v[0]))?;
@@ -43,7 +43,7 @@ impl Running {
             return Ok(None);
         }
         let all = if sum.parts.len() == 1 { sum.parts[0] } else { w.one(Op::Concat { axis: 0 }, &sum.parts)? };
-        let n = w.core.graph.ty(all).elements();
+        let n = w.graph().ty(all).elements();
         let row = w.reshape(all, &[1, n])?;
         let total = along_rows(w, Fold::Sum, row, 1)?;
         let total = w.reshape(total, &[1])?;

@@ -74,7 +74,7 @@ impl Case {
 
     fn all(&mut self, op: Op, inputs: &[ValueId]) -> Vec<ValueId> {
         let site = format!("n{}", self.graph.nodes.len());
-        self.graph.add(op, inputs, Epoch::Forward, &site.as_str().into()).unwrap()
+        self.graph.add_forward(op, inputs, &site.as_str().into()).unwrap()
     }
 
     fn one(&mut self, op: Op, inputs: &[ValueId]) -> ValueId {

@@ -63,9 +63,9 @@ forward
   %2: f32[16] = control () @"control"
   %3: f32[], %4: f32[32] = cross_entropy ignore_index=-100 sum=false dtype=f32 (%0, %1) @"loss"
 backward
-  %5: f32[1] = slice starts=[7] steps=[1] sizes=[1] (%2) @"loss"
-  %6: f32[] = reshape [] (%5) @"loss"
-  %7: f32[32, 100] = cross_entropy_grad ignore_index=-100 sum=false dtype=f32 (%6, %0, %1, %4) @"loss"
+  %5: f32[1] = slice starts=[7] steps=[1] sizes=[1] (%2) dgrad of %3 @"loss"
+  %6: f32[] = reshape [] (%5) dgrad of %3 @"loss"
+  %7: f32[32, 100] = cross_entropy_grad ignore_index=-100 sum=false dtype=f32 (%6, %0, %1, %4) dgrad of %3 @"loss"
 output "gradient" %7
 loss %3
 "#;

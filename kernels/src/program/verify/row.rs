@@ -134,9 +134,11 @@ fn by_row(p: &RowProgram, access: &Access, mut image: Image) -> Image {
     image
 }
 
-/// The elements that an access touches and the range that they and what an index adds lie in, shown to be in the argument; `None` if
-/// it touches none.
-fn bounded(p: &RowProgram, arg: u32, access: &Access, reach: (i128, i128)) -> Result<Option<(Image, Bounds)>, String> {
+/// The elements that an access touches, and the range that they and what an index adds lie in.
+type Bounded = (Image, Bounds);
+
+/// What an access touches, shown to be in the argument; `None` if it touches nothing.
+fn bounded(p: &RowProgram, arg: u32, access: &Access, reach: (i128, i128)) -> Result<Option<Bounded>, String> {
     if access.strides.len() != p.space.len() {
         return Err(format!("{} strides for {} dimensions", access.strides.len(), p.space.len()));
     }

@@ -1,14 +1,20 @@
 //! Everything about a plan that can be seen without running it.
 
-use super::ensure;
-use crate::plan::{ALIGN, Control, Init, Plan, Port, Purpose, Role, SCHEMA, Step, Tensor, TensorId, Tier};
+use super::{Known, ensure, positions};
+use crate::plan::{ALIGN, Control, Init, MAX_ACCUMULATION, Plan, Port, Purpose, Role, SCHEMA, Step, Tensor, TensorId, Tier};
 use fp8c_kernels::DType;
-use fp8c_kernels::program::{Arg, Mode, ScratchFor};
-use std::collections::HashSet;
+use fp8c_kernels::program::{Arg, Mode};
+use std::collections::{HashMap, HashSet};
+
+/// Most bytes of inputs of one training step: the trainer keeps them in host memory.
+const MAX_BATCH_BYTES: u64 = 1 << 33;
 
 pub(super) fn header(plan: &Plan) -> Result<(), String> {
     ensure(plan.schema == SCHEMA, || format!("the plan has schema {}, this runtime reads {SCHEMA}", plan.schema))?;
     ensure(plan.accumulation >= 1, || "the plan runs no micro-batch".into())?;
+    ensure(plan.accumulation <= MAX_ACCUMULATION, || {
+        format!("a step of {} micro-batches is too long, at most {MAX_ACCUMULATION} are run", plan.accumulation)
+    })?;
     ensure(plan.arena_bytes <= plan.budget_bytes, || {
         format!("the arena of {} bytes exceeds the budget of {} bytes", plan.arena_bytes, plan.budget_bytes)
     })?;
@@ -64,13 +70,17 @@ pub(super) fn ports(plan: &Plan) -> Result<(), String> {
         ensure(fits, || format!("{kind} {} differs from its tensor in dtype or shape", p.name))?;
         Ok::<_, String>(t)
     };
-    let (mut names, mut places) = (HashSet::new(), HashSet::new());
+    let (mut names, mut places, mut batch) = (HashSet::new(), HashSet::new(), 0u64);
     for p in &plan.inputs {
         let t = fits(p, "input")?;
         ensure(t.role == Role::Input && t.first == 0, || format!("input {} has no place at the start of the schedule", p.name))?;
         ensure(names.insert(&p.name), || format!("two inputs are named {}", p.name))?;
         ensure(places.insert(p.tensor), || format!("input {} shares its tensor with another", p.name))?;
+        let named = t.name == p.name || t.name.strip_prefix(p.name.as_str()).is_some_and(|rest| rest.starts_with('#'));
+        ensure(named, || format!("input {} has the tensor of {}", p.name, t.name))?;
+        batch = batch.saturating_add(t.bytes.saturating_mul(plan.accumulation.into()));
     }
+    ensure(batch <= MAX_BATCH_BYTES, || format!("the inputs of a step take {batch} bytes, at most {MAX_BATCH_BYTES} are kept"))?;
     names.clear();
     for p in &plan.outputs {
         let t = fits(p, "output")?;
@@ -90,18 +100,17 @@ pub(super) fn ports(plan: &Plan) -> Result<(), String> {
     Ok(())
 }
 
-fn outlives_micro(plan: &Plan, t: &Tensor) -> bool {
+/// True for a tensor that the trainer may read when a micro-batch is over.
+pub(super) fn outlives_micro(plan: &Plan, t: &Tensor) -> bool {
     t.last as usize + 1 >= plan.schedule.micro.len()
 }
 
 pub(super) fn parameters(plan: &Plan) -> Result<(), String> {
-    let mut owned = HashSet::new();
     let mut names = HashSet::new();
     for p in &plan.parameters {
         let fault = |what: &str| format!("parameter {} {what}", p.name);
         ensure(names.insert(&p.name), || fault("is listed twice"))?;
         let t = tensor(plan, p.tensor)?;
-        ensure(t.role == Role::Parameter, || fault("has a tensor of another role"))?;
         let elements = p.inside_shape().and_then(|shape| elements(&shape));
         ensure(elements.is_some() && elements == self::elements(&t.shape), || fault("differs from its tensor in shape"))?;
         if let Some(g) = p.gradient {
@@ -110,16 +119,13 @@ pub(super) fn parameters(plan: &Plan) -> Result<(), String> {
             ensure(outlives_micro(plan, g), || fault("has a gradient that does not last until the update"))?;
         }
         for &s in &p.state {
-            ensure(tensor(plan, s)?.role == Role::State, || fault("has a state of another role"))?;
+            tensor(plan, s)?;
         }
         if let Some(d) = p.decay {
             let d = tensor(plan, d)?;
             let end = (plan.schedule.micro.len() + plan.schedule.update.len()).max(1) as u32 - 1;
             let fits = d.dtype == DType::F32 && d.bytes == 4 && whole(d, end);
             ensure(fits, || fault("has a decay multiplier that is not a lasting f32 scalar"))?;
-        }
-        for id in [p.tensor].into_iter().chain(p.state.iter().copied()).chain(p.decay) {
-            ensure(owned.insert(id), || fault("shares a tensor with another"))?;
         }
         ensure(recipe_holds(&p.init), || fault("has an initial value that is not finite"))?;
     }
@@ -134,49 +140,55 @@ fn recipe_holds(init: &Init) -> bool {
     }
 }
 
-pub(super) fn steps(plan: &Plan) -> Result<(), String> {
+/// What the passes ask the plan's kernels for, each of which is sound.
+pub(super) fn kernels(plan: &Plan) -> Result<Vec<Known>, String> {
     let mut names = HashSet::new();
-    let mut kernels = Vec::with_capacity(plan.kernels.len());
-    for entry in &plan.kernels {
+    let on_cpu = plan.is_for_cpu();
+    let known = plan.kernels.iter().map(|entry| {
         ensure(names.insert(&entry.name), || format!("two kernels are named {}", entry.name))?;
         entry.kernel.verify().map_err(|e| format!("kernel {}: {e}", entry.name))?;
-        kernels.push((entry.kernel.args(), entry.kernel.scratch_bytes(ScratchFor::Cpu { threads: 1 })));
-    }
-    for (position, step) in plan.schedule.micro.iter().chain(&plan.schedule.update).enumerate() {
-        let kernel =
-            kernels.get(step.kernel as usize).ok_or_else(|| format!("step {position} runs kernel {}, which does not exist", step.kernel));
-        let (args, scratch) = kernel?;
-        bindings(plan, position, step, args).map_err(|reason| format!("step {position} ({}): {reason}", step.site))?;
-        scratch_memory(plan, position, step, *scratch).map_err(|reason| format!("step {position} ({}): {reason}", step.site))?;
+        Ok(Known::new(&entry.kernel, on_cpu))
+    });
+    known.collect()
+}
+
+pub(super) fn steps(plan: &Plan, kernels: &[Known]) -> Result<(), String> {
+    for (at, step, _) in positions(plan) {
+        let kernel = kernels.get(step.kernel as usize);
+        let kernel = kernel.ok_or_else(|| format!("step {at} runs kernel {}, which does not exist", step.kernel))?;
+        bindings(plan, at, step, &kernel.args).map_err(|reason| format!("step {at} ({}): {reason}", step.site))?;
+        scratch_memory(plan, at, step, kernel.scratch).map_err(|reason| format!("step {at} ({}): {reason}", step.site))?;
     }
     Ok(())
 }
 
-fn alive(t: &Tensor, position: usize) -> Result<(), String> {
-    let inside = (t.first as usize..=t.last as usize).contains(&position);
+fn alive(t: &Tensor, at: usize) -> Result<(), String> {
+    let inside = (t.first as usize..=t.last as usize).contains(&at);
     ensure(inside, || format!("tensor {} is used outside its lifetime", t.name))
 }
 
-fn bindings(plan: &Plan, position: usize, step: &Step, args: &[Arg]) -> Result<(), String> {
+fn bindings(plan: &Plan, at: usize, step: &Step, args: &[Arg]) -> Result<(), String> {
     ensure(step.args.len() == args.len(), || format!("{} tensors are bound to {} arguments", step.args.len(), args.len()))?;
+    let mut bound: HashMap<TensorId, bool> = HashMap::new();
     for (n, (&id, arg)) in step.args.iter().zip(args).enumerate() {
         let t = tensor(plan, id)?;
         ensure(t.dtype == arg.dtype, || format!("argument {n} is {}, tensor {} is {}", arg.dtype, t.name, t.dtype))?;
         ensure(t.bytes >= arg.bytes(), || format!("argument {n} has {} bytes, tensor {} has {}", arg.bytes(), t.name, t.bytes))?;
-        alive(t, position)?;
-        let alias = step.args[..n].iter().zip(args).any(|(&other, a)| other == id && (a.mode != Mode::Read || arg.mode != Mode::Read));
+        ensure(t.role != Role::Scratch, || format!("tensor {} is scratch memory and an argument", t.name))?;
+        alive(t, at)?;
+        let writes = arg.mode != Mode::Read;
+        let alias = bound.insert(id, writes).is_some_and(|written| written || writes);
         ensure(!alias, || format!("tensor {} is written and bound twice", t.name))?;
     }
     Ok(())
 }
 
-fn scratch_memory(plan: &Plan, position: usize, step: &Step, need: u64) -> Result<(), String> {
+fn scratch_memory(plan: &Plan, at: usize, step: &Step, need: u64) -> Result<(), String> {
     let Some(id) = step.scratch else {
         return ensure(need == 0, || format!("the kernel needs {need} bytes of scratch memory and has none"));
     };
     let t = tensor(plan, id)?;
     ensure(t.role == Role::Scratch, || format!("tensor {} is no scratch memory", t.name))?;
     ensure(t.bytes >= need, || format!("the kernel needs {need} bytes of scratch memory and has {}", t.bytes))?;
-    ensure(!step.args.contains(&id), || format!("tensor {} is scratch memory and an argument", t.name))?;
-    alive(t, position)
+    alive(t, at)
 }
