@@ -23,7 +23,7 @@ valgrind_() {
     export CARGO_TARGET_DIR=$dir/plain
     cargo build --locked --release -p fp8c-kernels --features reference --example hostile
     # Fair scheduling: workers wait for each other in loops.
-    valgrind --quiet --error-exitcode=9 --fair-sched=yes "$CARGO_TARGET_DIR/release/examples/hostile" 0 "$((kernels / 10))"
+    valgrind --quiet --error-exitcode=9 --fair-sched=yes --suppressions=scripts/valgrind.supp "$CARGO_TARGET_DIR/release/examples/hostile" 0 "$((kernels / 40))"
 }
 
 case ${1:-all} in

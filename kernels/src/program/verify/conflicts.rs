@@ -3,7 +3,7 @@
 //! Accesses of one argument are visited in the order of their first elements, so that only those whose ranges overlap are compared;
 //! how many pairs that may be is limited.
 
-use super::overlap::{Image, Prover};
+use super::overlap::{Bounds, Image, Prover};
 
 /// Most pairs of accesses with overlapping ranges. The compiler's programs have a few hundred: the parts of a concatenation.
 const MAX_PAIRS: usize = 1 << 13;
@@ -16,8 +16,7 @@ pub struct Touch {
     pub write: bool,
     /// `None` for an access that depends on data.
     pub image: Option<Image>,
-    /// Smallest and largest element.
-    pub bounds: (i128, i128),
+    pub bounds: Bounds,
 }
 
 /// Refuses two writes of one element, and reads of one that another point, or an earlier statement, writes.

@@ -12,12 +12,15 @@ pub struct Image {
     pub dims: Vec<(i128, i128, i128)>,
 }
 
+/// Smallest and largest element.
+pub type Bounds = (i128, i128);
+
 /// Most points that are counted out for one kernel.
 const COUNTED: i128 = 1 << 17;
 
 impl Image {
     /// Smallest and largest element. `None` on overflow.
-    pub fn bounds(&self) -> Option<(i128, i128)> {
+    pub fn bounds(&self) -> Option<Bounds> {
         self.dims.iter().try_fold((self.offset, self.offset), |(low, high), &(stride, lower, upper)| {
             let (first, last) = (stride.checked_mul(lower)?, stride.checked_mul(upper - 1)?);
             Some((low.checked_add(first.min(last))?, high.checked_add(first.max(last))?))

@@ -4,7 +4,7 @@
 //! its guards hold.
 
 use super::conflicts::{Touch, conflicts};
-use super::overlap::{Image, Prover};
+use super::overlap::{Bounds, Image, Prover};
 use super::{Family, MAX_DIMS, MAX_LEVELS, MAX_STATEMENTS};
 use crate::program::{Access, GROUP, Mode, Rank, RowProgram, Stmt, VarType, groups};
 use crate::{DType, KernelError};
@@ -135,7 +135,7 @@ fn by_row(p: &RowProgram, access: &Access, mut image: Image) -> Image {
 }
 
 /// The elements that an access touches, and the range that they and what an index adds lie in.
-type Bounded = (Image, (i128, i128));
+type Bounded = (Image, Bounds);
 
 /// What an access touches, shown to be in the argument; `None` if it touches nothing.
 fn bounded(p: &RowProgram, arg: u32, access: &Access, reach: (i128, i128)) -> Result<Option<Bounded>, String> {
