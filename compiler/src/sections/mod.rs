@@ -18,6 +18,9 @@ use cut::Whole;
 use std::collections::HashMap;
 use std::fmt::Write;
 
+/// The section that reads what was embedded, where a model embeds.
+const BEHIND_EMBEDDING: usize = 1;
+
 /// A graph cut into sections.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sections {
@@ -75,13 +78,17 @@ pub fn sections(graph: &Graph) -> Result<Sections, Error> {
 }
 
 /// The sections before which a sequence of kinds begins to repeat, and how many repeat as one: the shortest period that holds longest.
+///
+/// The section behind the embedding may differ from those like it: it reads the stream before that is first rounded.
 fn repetition(kinds: &[u32]) -> std::ops::Range<usize> {
     let mut best: (usize, std::ops::Range<usize>) = (0, 0..0);
     for period in 1..=kinds.len() / 2 {
-        let mut run = 0;
+        // How many in a row are like those a period later, and how many of them exactly.
+        let (mut run, mut exact) = (0, 0);
         for i in 0..kinds.len() - period {
-            run = if kinds[i] == kinds[i + period] { run + 1 } else { 0 };
-            if run >= period && run > best.0 {
+            let same = kinds[i] == kinds[i + period];
+            (run, exact) = if same || i == BEHIND_EMBEDDING { (run + 1, exact + usize::from(same)) } else { (0, 0) };
+            if run >= period && exact > 0 && run > best.0 {
                 let start = i + 1 - run;
                 best = (run, start..start + period);
             }
@@ -115,8 +122,10 @@ impl Sections {
         if section < range.start || range.is_empty() {
             return section;
         }
-        let repeats = |at: usize| (0..range.len()).all(|i| self.kinds.get(at + i) == Some(&self.kinds[range.start + i]));
-        let blocks = (0..).take_while(|b| repeats(range.start + b * range.len())).count();
+        // Compared with the second: the first may differ where it begins.
+        let second = range.end;
+        let repeats = |at: usize| (0..range.len()).all(|i| self.kinds.get(at + i) == Some(&self.kinds[second + i]));
+        let blocks = 1 + (1..).take_while(|b| repeats(range.start + b * range.len())).count();
         let inside = (section - range.start) / range.len();
         let after = section.saturating_sub(range.start + blocks * range.len());
         range.start + if inside < blocks { inside } else { blocks + after }

@@ -54,6 +54,8 @@ fn repetition_is_the_shortest_period_that_holds_longest() {
     assert_eq!(repetition(&[0, 0, 0, 1]), 0..1);
     assert_eq!(repetition(&[0, 1, 2]), 0..0, "nothing repeats");
     assert_eq!(repetition(&[0, 1, 2, 1, 3]), 0..0, "half a period is none");
+    assert_eq!(repetition(&[0, 1, 2, 3, 2, 4]), 1..3, "the first section reads the stream unrounded");
+    assert_eq!(repetition(&[0, 1, 2, 3, 4]), 0..0);
 }
 
 #[test]

@@ -42,8 +42,8 @@ pub struct Tile {
 }
 
 /// Shapes whose sums fit into registers: `n` times `fragments` is at most 256, and E4M3 has a second set for one fragment.
-const SHAPES: [[i64; 3]; 9] =
-    [[1, 1, 64], [1, 1, 128], [2, 1, 64], [2, 1, 128], [2, 1, 192], [2, 1, 256], [2, 2, 64], [2, 2, 96], [2, 2, 128]];
+/// Two fragments of 128 columns would fit by count, and ptxas spills.
+const SHAPES: [[i64; 3]; 8] = [[1, 1, 64], [1, 1, 128], [2, 1, 64], [2, 1, 128], [2, 1, 192], [2, 1, 256], [2, 2, 64], [2, 2, 96]];
 
 /// Most sums of a thread, with those of one product.
 const SUMS: i64 = 192;
@@ -78,13 +78,11 @@ impl Tile {
     pub fn candidates(p: &Problem) -> Vec<Tile> {
         let fits = |[groups, fragments, n]: [i64; 3]| {
             let of_product = if p.element == 1 { n / 2 } else { 0 };
-            // 256 x 128 would fit by count, and ptxas spills its scales.
-            let spills = p.element == 1 && fragments * n > 192;
             // Columns that lie across are in panels of 64.
             let panels = p.element == 1 || n % 64 == 0;
             let stage = (64 * groups * fragments + n) * LINE as i64 + 2048;
             let stages = ((SHARED_MAX - 1024) / stage).min(8);
-            (fragments * n / 2 + of_product <= SUMS && panels && !spills).then_some(Tile { groups, fragments, n, stages })
+            (fragments * n / 2 + of_product <= SUMS && panels).then_some(Tile { groups, fragments, n, stages })
         };
         SHAPES.into_iter().filter_map(fits).collect()
     }
