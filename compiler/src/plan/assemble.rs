@@ -7,7 +7,7 @@ use crate::import::inputs::InputFacts;
 use crate::quantity::{Bytes, Seconds};
 use crate::units::{BufferId, Program};
 use fp8c_kernels::DType;
-use fp8c_kernels::program::{Kernel, Mode};
+use fp8c_kernels::program::Kernel;
 use fp8c_runtime::plan::{self, KernelEntry, Plan, Role, Step, StepEpoch, Tensor, TensorId, Tier};
 use std::collections::HashMap;
 
@@ -282,9 +282,4 @@ fn inputs(graph: &Graph, a: &Assembler, facts: &[InputFacts]) -> Vec<plan::Port>
         _ => None,
     };
     graph.nodes.iter().filter_map(port).collect()
-}
-
-/// True when an event of the schedule writes the argument at `position`.
-pub fn writes(program: &Program, unit: u32, position: usize) -> bool {
-    program.unit(unit).kernel.args().get(position).is_some_and(|a| a.mode != Mode::Read)
 }
