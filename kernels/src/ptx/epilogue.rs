@@ -3,6 +3,7 @@
 use super::build::{Build, Float, Int};
 use super::value::Val;
 use crate::DType;
+use crate::program::{Kernel, ScaledContract};
 
 /// Where a matrix product goes: argument `arg` at `base + row * row_stride + col * col_stride`.
 pub struct Output<'c, 'b> {
@@ -31,7 +32,25 @@ pub fn alignment(offsets: impl IntoIterator<Item = i64>) -> i64 {
     [16, 8, 4, 2].into_iter().find(|p| divides(p, &all)).unwrap_or(1)
 }
 
-impl<'c> Output<'c, '_> {
+impl<'c, 'b> Output<'c, 'b> {
+    /// The result of a scaled product that is made in tiles of `tile_m` rows and `tile_n` columns.
+    pub fn scaled(b: &'b Build<'c, 'b>, k: &ScaledContract, [tile_m, tile_n]: [i64; 2]) -> Self {
+        Output {
+            b,
+            arg: Kernel::ScaledContract(k.clone()).args().len() - 1,
+            dtype: k.c,
+            base: b.i64(0),
+            m: k.m as i64,
+            n: k.n as i64,
+            row_stride: k.n as i64,
+            col_stride: 1,
+            aligned: 16,
+            bias: k.epilogue.bias.map(|d| (4, d)),
+            accumulate: k.epilogue.accumulate,
+            exact: k.m as i64 % tile_m == 0 && k.n as i64 % tile_n == 0,
+        }
+    }
+
     /// Elements that one store may take, of runs of `run` columns that start at a multiple of `run`.
     fn piece(&self, run: i64) -> i64 {
         let fits = |p: &i64| self.aligned % p == 0 && self.row_stride % p == 0 && self.n % p == 0 && run % p == 0;

@@ -64,20 +64,7 @@ pub fn generate(e: &Emitter<'_>, k: &ScaledContract, name: &str) -> Result<(), K
             }
         });
     }
-    let out = Output {
-        b: &b,
-        arg: args.len() - 1,
-        dtype: k.c,
-        base: b.i64(0),
-        m: k.m as i64,
-        n: k.n as i64,
-        row_stride: k.n as i64,
-        col_stride: 1,
-        aligned: 16,
-        bias: k.epilogue.bias.map(|d| (4, d)),
-        accumulate: k.epilogue.accumulate,
-        exact: k.m as i64 % shape.m == 0 && k.n as i64 % shape.n == 0,
-    };
+    let out = Output::scaled(&b, k, [shape.m, shape.n]);
     warp.store(&out, row0, col0, |f| [0, 1, 2, 3].map(|x| b.get(&sums[f][x])));
     b.finish();
     Ok(())

@@ -39,7 +39,7 @@ pub fn generate<'c>(e: &Emitter<'c>, k: &ScaledContract, name: &str) -> Result<(
     };
     let scales = Scales { b: &b, k, tile, columns };
     let start = || sums.iter().for_each(|s| b.set(s, b.f32(0.0)));
-    let finish = |job: &Job<'c>| ring.store(&output(&b, k, args.len() - 1, &tile), job, &sums);
+    let finish = |job: &Job<'c>| ring.store(&Output::scaled(&b, k, [tile.m(), tile.n]), job, &sums);
     ring.run(job, |beside, job, step| scales.fetch(beside, job, step), start, |stage| promote(&ring, &scales, stage, &sums), finish);
     b.finish();
     Ok(())
@@ -50,23 +50,6 @@ fn operand(arg: usize, extent: u64, k: u64, rows: i64) -> Operand {
     let (extent, k) = (extent as i64, k as i64);
     let o = Operand { arg, dtype: DType::E4m3, element: 1, extent, k, stride, k_stride: 1, rows, threads: WARPGROUP, copy };
     Operand { copy: o.copy_for(DType::E4m3, &[]), ..o }
-}
-
-fn output<'c, 'b>(b: &'b Build<'c, 'b>, k: &ScaledContract, arg: usize, tile: &Tile) -> Output<'c, 'b> {
-    Output {
-        b,
-        arg,
-        dtype: k.c,
-        base: b.i64(0),
-        m: k.m as i64,
-        n: k.n as i64,
-        row_stride: k.n as i64,
-        col_stride: 1,
-        aligned: 16,
-        bias: k.epilogue.bias.map(|d| (4, d)),
-        accumulate: k.epilogue.accumulate,
-        exact: k.m as i64 % tile.m() == 0 && k.n as i64 % tile.n == 0,
-    }
 }
 
 /// Multiplies a stage and adds the scaled products to the sums.
