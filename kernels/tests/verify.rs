@@ -230,3 +230,36 @@ fn a_long_chain_of_folds_is_refused() {
     assert_eq!(chain(MAX_LEVELS).verify(), Ok(()));
     assert!(refusal(&chain(MAX_LEVELS + 1)).contains("too many folds"));
 }
+
+/// One head's attention over `n` positions of one number each.
+fn attention(n: u64, softcap: Option<f32>) -> Attention {
+    let heads = Heads { elements: n, offset: 0, batch: n, head: n, position: 1 };
+    Attention {
+        batch: 1,
+        heads: 1,
+        kv_heads: 1,
+        q_len: n,
+        kv_len: n,
+        depth: 1,
+        v_depth: 1,
+        scale: FloatBits(0.5f32.to_bits()),
+        softcap: softcap.map(|c| FloatBits(c.to_bits())),
+        mask: Mask { causal: true, window: None, align_end: false },
+        bias: None,
+        dtype: DType::F32,
+        q: heads,
+        k: heads,
+        v: heads,
+        o: heads,
+        grads: [heads; 4],
+    }
+}
+
+#[test]
+fn a_soft_cap_is_a_positive_number() {
+    assert_eq!(Kernel::AttentionGrad(attention(16, Some(30.0))).verify(), Ok(()));
+    for cap in [0.0, -1.0, f32::NAN, f32::INFINITY, 1e-40] {
+        assert!(refusal(&Kernel::Attention(attention(16, Some(cap)))).contains("a soft cap must be a positive number"), "{cap}");
+        assert!(refusal(&Kernel::AttentionGrad(attention(16, Some(cap)))).contains("a soft cap must be a positive number"), "{cap}");
+    }
+}

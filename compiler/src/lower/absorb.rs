@@ -59,7 +59,7 @@ pub(super) fn tail(scene: &Scene, reader: &Node, product: ValueId) -> Option<Tai
                 return Some(Tail::Cast);
             }
             let at = reader.inputs.iter().position(|&v| same_shape(v))?;
-            (is_sum(expr) && reader.inputs.len() == 2 && is_bias(scene, product, reader, 1 - at)).then_some(Tail::Bias(1 - at))
+            (is_sum(expr) && reader.inputs.len() == 2 && is_bias(scene, product, reader, 1 - at)).then(|| Tail::Bias(1 - at))
         }
         _ => None,
     }

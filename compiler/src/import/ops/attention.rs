@@ -72,6 +72,9 @@ fn operands(call: &mut Call) -> Result<Heads, String> {
     }
     let scale = call.float("scale", 1.0 / (d as f32).sqrt())?;
     let softcap = Some(call.float("softcap", 0.0)?).filter(|&c| c != 0.0);
+    if let Some(cap) = softcap.filter(|cap| *cap < 0.0 || !cap.is_normal()) {
+        return Err(format!("needs a soft cap above 0, has {cap}"));
+    }
     let causal = call.flag("is_causal")?;
     let mask = call.optional(3).map(|mask| rank_four(call, mask, [b, h, s, t])).transpose()?;
     Ok(Heads { q, k, v, past, scale, softcap, causal, mask })

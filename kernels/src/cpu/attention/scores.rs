@@ -235,6 +235,7 @@ impl Vectorised for Gradients<'_> {
         let ld = self.block.ld;
         for row in 0..self.block.queries.len() {
             let (lse, delta) = (self.lse[row], self.delta[row]);
+            let seen = self.block.seen(row);
             let columns = self.block.mask(row);
             let p = &mut self.block.scores[row * ld..][..ld];
             let dz = &mut self.grads[row * ld..][..ld];
@@ -252,7 +253,13 @@ impl Vectorised for Gradients<'_> {
             }
             if let Some(slope) = self.slope {
                 let slope = &slope[row * ld..][columns.clone()];
-                dz[columns].iter_mut().zip(slope).for_each(|(dz, slope)| *dz *= slope);
+                dz[columns.clone()].iter_mut().zip(slope).for_each(|(dz, slope)| *dz *= slope);
+            }
+            // What the query does not see gives nothing, whatever its scores and values are: 0 times an infinity would be NaN.
+            let edges = (!columns.is_empty()).then(|| [columns.start..seen.start, seen.end..columns.end]);
+            for hidden in edges.into_iter().flatten() {
+                p[hidden.clone()].fill(0.0);
+                dz[hidden].fill(0.0);
             }
         }
     }

@@ -10,6 +10,8 @@ pub(in crate::program) fn attention(k: &Attention, backward: bool) -> Result<(),
     family.require(k.kv_heads > 0 && k.heads.is_multiple_of(k.kv_heads), "heads must be a multiple of kv_heads")?;
     family.require(matches!(k.dtype, DType::F32 | DType::Bf16), "the dtype must be f32 or bf16")?;
     family.require(k.mask.window != Some(0), "an empty window")?;
+    let cap = k.softcap.map(|c| f32::from_bits(c.0));
+    family.require(cap.is_none_or(|c| c.is_normal() && c > 0.0), "a soft cap must be a positive number")?;
     family.volume(&[k.batch, k.heads, k.q_len, k.kv_len], "the scores")?;
     family.volume(&[k.batch, k.heads, k.q_len.max(k.kv_len), k.depth.max(k.v_depth)], "an operand")?;
     family.arguments(&if backward { k.backward_args() } else { k.forward_args() })?;
