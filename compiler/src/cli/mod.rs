@@ -2,6 +2,8 @@
 
 mod args;
 mod compile;
+mod eval;
+mod export;
 mod failure;
 mod inspect;
 mod new;
@@ -9,6 +11,7 @@ mod number;
 mod output;
 mod run;
 mod size;
+mod source;
 mod train;
 mod usage;
 
@@ -37,10 +40,12 @@ pub fn main() -> ExitCode {
     let done = match &cli.command {
         Command::Compile(a) => compile::compile(a, output),
         Command::Train(a) => train::train(a, output),
+        Command::Eval(a) => eval::eval(a, output),
+        Command::Export(a) => export::export(a, output),
         Command::Run(a) => run::run(a, output),
         Command::Inspect(a) => inspect::inspect(a, output),
         Command::Check(a) => compile::check(a, output),
-        Command::New(a) => new::new(a),
+        Command::New(a) => new::new(a, output),
         Command::Devices => run::devices(output),
     };
     status(done)

@@ -2,6 +2,7 @@
 
 mod batch;
 mod compare;
+mod evaluate;
 mod init;
 mod parameters;
 mod run;
@@ -132,9 +133,7 @@ impl Session {
         let Ends { loss: forward, micro, norm, update } = self.ends;
         let mut sum = 0f64;
         for number in 0..self.plan.accumulation as usize {
-            for (index, port) in self.plan.inputs.iter().enumerate() {
-                self.device.write(self.plan.tensor(port.tensor).offset, batch.micro(index, number))?;
-            }
+            self.feed(batch, number)?;
             // The loss is read back while the backward pass runs, so that the update is there before a device runs dry.
             self.launch(0..forward)?;
             self.device.fetch(self.plan.tensor(loss).offset, 4)?;
