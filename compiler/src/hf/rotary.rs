@@ -33,7 +33,7 @@ impl Rotary {
         let part = config.number_or("partial_rotary_factor", config.number_or("rotary_pct", 1.0)?)?;
         let part = number("partial_rotary_factor", part)?;
         let dims = (head as f64 * part) as u64 / 2 * 2;
-        if !(base > 1.0) || dims == 0 || dims > head {
+        if base <= 1.0 || dims == 0 || dims > head {
             return Err(format!("turns {dims} of {head} elements of a head by wavelengths of base {base}, which cannot be"));
         }
         let Rotary { frequencies } = Rotary::plain(base, dims);

@@ -57,8 +57,11 @@ fn an_inference_plan_without_classes_is_refused() {
     assert!(refused.contains("no output of classes"), "{refused}");
 }
 
-/// Losses of a training with its evaluations, and the bytes of its last checkpoint.
-fn trained(every: Option<u64>) -> (Vec<(f64, Option<f64>)>, Vec<Vec<u8>>) {
+/// Loss of a step, and the one evaluated after it.
+type Losses = (f64, Option<f64>);
+
+/// Losses of a training, and the bytes of its last checkpoint.
+fn trained(every: Option<u64>) -> (Vec<Losses>, Vec<Vec<u8>>) {
     let folder = tempfile::tempdir().unwrap();
     let plan = regression(2);
     let mut s = session(&plan, folder.path());
@@ -90,7 +93,7 @@ fn trained(every: Option<u64>) -> (Vec<(f64, Option<f64>)>, Vec<Vec<u8>>) {
 fn evaluating_in_the_middle_of_a_training_changes_not_one_bit_of_it() {
     let (without, files) = trained(None);
     let (with, same_files) = trained(Some(4));
-    let losses = |all: &[(f64, Option<f64>)]| all.iter().map(|(l, _)| l.to_bits()).collect::<Vec<_>>();
+    let losses = |all: &[Losses]| all.iter().map(|(l, _)| l.to_bits()).collect::<Vec<_>>();
     assert_eq!(losses(&without), losses(&with));
     assert!(files == same_files, "checkpoints differ");
     let evaluated: Vec<usize> = with.iter().enumerate().filter(|(_, (_, e))| e.is_some()).map(|(i, _)| i + 1).collect();
