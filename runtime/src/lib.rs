@@ -11,6 +11,7 @@ pub mod device;
 mod error;
 pub mod evaluation;
 pub mod files;
+pub mod generation;
 pub mod hyper;
 pub mod metrics;
 pub mod names;

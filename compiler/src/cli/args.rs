@@ -5,7 +5,7 @@ use super::size;
 use crate::quantity::Bytes;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use fp8c_runtime::data::TokenWidth;
-use fp8c_runtime::hyper::{BETA, CLIP, EPS, LEARNING_RATE, LossScaling, WEIGHT_DECAY};
+use fp8c_runtime::hyper::{BETA, CLIP, EPS, LEARNING_RATE, LossScaling, Span, WEIGHT_DECAY};
 use fp8c_runtime::schedule::Shape;
 use fp8c_runtime::trainer::Every;
 use std::path::PathBuf;
@@ -15,6 +15,10 @@ const THREADS: u64 = fp8c_runtime::device::MAX_THREADS as u64;
 /// Largest size of a model that is made.
 const MAX_SIZE: u64 = crate::import::new::MAX_SIZE;
 const DEFAULT_BETA2: f64 = 0.999;
+/// What logits are divided by.
+const TEMPERATURE: Span = Span { least: 1e-3, most: 1e3, zero: true };
+/// A share of probability.
+const SHARE: Span = Span { least: 1e-6, most: 1.0, zero: false };
 
 /// Compiles models to training plans that fit a memory budget, and trains them.
 #[derive(Parser, Debug)]
@@ -40,6 +44,8 @@ pub enum Command {
     Eval(Eval),
     /// Writes trained weights back into the model that they are of.
     Export(Export),
+    /// Writes what a causal language model has to say.
+    Generate(Generate),
     /// Runs a plan once on tensors from a file.
     Run(Run),
     /// Shows what is in a plan: memory, decisions, formats, predictions, kernels.
@@ -225,6 +231,9 @@ pub struct Train {
     /// Goes on from the newest sound checkpoint of the folder.
     #[arg(long)]
     pub resume: bool,
+    /// Steps between lines where there is no terminal; default: a line each ten seconds.
+    #[arg(long, value_name = "N", value_parser = whole::<u64>(1..=u64::MAX), allow_hyphen_values = true)]
+    pub print_every: Option<u64>,
     /// Data to take the loss of without training on it, given as --data is.
     #[arg(long, value_name = "SPEC")]
     pub eval_data: Vec<String>,
@@ -289,6 +298,41 @@ pub struct Export {
     /// As it was given to compile.
     #[arg(long, value_name = "GLOB")]
     pub untie: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+pub struct Generate {
+    pub plan: PathBuf,
+    /// Parameters from a checkpoint, a folder of checkpoints or a safetensors file instead of the plan's.
+    #[arg(long, value_name = "DIR")]
+    pub checkpoint: Option<PathBuf>,
+    /// The text to go on from.
+    #[arg(long, value_name = "TEXT", required_unless_present = "prompt_tokens")]
+    pub prompt: Option<String>,
+    /// The tokens to go on from, as numbers.
+    #[arg(long, value_name = "N,N,..", value_delimiter = ',', conflicts_with = "prompt")]
+    pub prompt_tokens: Vec<i64>,
+    /// Most tokens to write.
+    #[arg(long, default_value_t = 100, value_parser = whole::<usize>(1..=MAX_SIZE), allow_hyphen_values = true)]
+    pub tokens: usize,
+    /// What logits are divided by; 0 takes the likeliest token.
+    #[arg(long, default_value_t = 0.0, value_parser = number(TEMPERATURE), allow_hyphen_values = true)]
+    pub temperature: f64,
+    /// Draws from the likeliest tokens that have this probability together.
+    #[arg(long, default_value_t = 1.0, value_parser = number(SHARE), allow_hyphen_values = true)]
+    pub top_p: f64,
+    /// Turns text into tokens; default: tokenizer.json of the model's folder or beside the plan.
+    #[arg(long, value_name = "tokenizer.json")]
+    pub tokenizer: Option<PathBuf>,
+    /// The model that a training plan was compiled from; default: the one of that name beside the plan or here.
+    #[arg(long, value_name = "FILE")]
+    pub model: Option<PathBuf>,
+    #[arg(long, default_value_t = 0, value_parser = whole::<u64>(0..=u64::MAX), allow_hyphen_values = true)]
+    pub seed: u64,
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    #[arg(long, value_parser = whole::<usize>(1..=THREADS), allow_hyphen_values = true)]
+    pub threads: Option<usize>,
 }
 
 #[derive(Args, Debug)]

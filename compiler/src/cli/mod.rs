@@ -5,10 +5,12 @@ mod compile;
 mod eval;
 mod export;
 mod failure;
+mod generate;
 mod inspect;
 mod new;
 mod number;
 mod output;
+mod progress;
 mod run;
 mod size;
 mod source;
@@ -42,6 +44,7 @@ pub fn main() -> ExitCode {
         Command::Train(a) => train::train(a, output),
         Command::Eval(a) => eval::eval(a, output),
         Command::Export(a) => export::export(a, output),
+        Command::Generate(a) => generate::generate(a, output),
         Command::Run(a) => run::run(a, output),
         Command::Inspect(a) => inspect::inspect(a, output),
         Command::Check(a) => compile::check(a, output),

@@ -2,6 +2,7 @@
 
 use super::args::{LabelsArg, Train};
 use super::failure::{Failure, any_of};
+use super::progress::Progress;
 use super::{Done, Output, print};
 use crate::quantity::Bytes;
 use fp8c_runtime::Error;
@@ -13,7 +14,6 @@ use fp8c_runtime::plan::{Labels, Plan, PlanFile};
 use fp8c_runtime::schedule::LrSchedule;
 use fp8c_runtime::session::{Session, SessionOptions};
 use fp8c_runtime::trainer::{CheckpointOptions, Earlier, Event, Every, Summary, TrainOptions, Validation, train as run_train};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::ffi::OsString;
 use std::path::Path;
 use std::sync::Arc;
@@ -34,18 +34,12 @@ pub fn train(a: &Train, output: Output) -> Done {
     options.validation = validation(a, plan)?;
     let mut session = Session::new(&file, SessionOptions { device, threads: a.threads, seed: a.seed })?;
     let stop = stop_flag()?;
-    let bar = bar(a.steps, output);
+    let mut progress = Progress::new(a.steps, a.print_every, output);
     let summary = run_train(&mut session, &loader, &options, &stop, &mut |event| match event {
-        Event::Step(m) => {
-            bar.set_position(m.step);
-            bar.set_message(format!("loss {:.4}  {:.0} tokens/s  {}", m.loss, m.tokens_per_second, Bytes(m.arena_peak_bytes)));
-            if let Some(loss) = m.eval_loss {
-                bar.suspend(|| output.say(format!("step {}: evaluated loss {loss:.4}", m.step)));
-            }
-        }
-        Event::Note(note) => bar.suspend(|| output.say(format!("note: {note}"))),
+        Event::Step(m) => progress.step(m),
+        Event::Note(note) => progress.note(format!("note: {note}")),
     });
-    bar.finish_and_clear();
+    progress.finish();
     let summary = summary.map_err(|e| calmer(e, &options))?;
     report(&summary, plan, &session.device(), &options, output)
 }
@@ -146,16 +140,6 @@ fn stop_flag() -> Result<Arc<AtomicBool>, Failure> {
     };
     ctrlc::set_handler(handler).map_err(|e| Failure { message: format!("cannot listen for signals: {e}"), hint: None, status: 1 })?;
     Ok(stop)
-}
-
-fn bar(steps: u64, output: Output) -> ProgressBar {
-    let target = if output.quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
-    let bar = ProgressBar::with_draw_target(Some(steps), target);
-    let template = "{bar:32} {pos}/{len}  {msg}  {eta} left";
-    if let Ok(style) = ProgressStyle::with_template(template) {
-        bar.set_style(style.progress_chars("=> "));
-    }
-    bar
 }
 
 fn report(s: &Summary, plan: &Plan, device: &str, options: &TrainOptions, output: Output) -> Done {

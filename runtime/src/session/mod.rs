@@ -49,6 +49,12 @@ pub struct StepResult {
     pub skipped_in_row: u32,
 }
 
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session").field("model", &self.plan.model).field("device", &self.device.id()).finish_non_exhaustive()
+    }
+}
+
 /// A training or inference session. Allocates device memory when it is made, and none afterwards.
 pub struct Session {
     plan: Arc<Plan>,
