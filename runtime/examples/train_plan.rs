@@ -32,6 +32,7 @@ fn run(path: &str, steps: u64, data: &[String]) -> Result<(), Error> {
         data: data.join(" "),
         log: None,
         checkpoint: None,
+        validation: None,
     };
     let stop = AtomicBool::new(false);
     let summary = train(&mut session, &loader, &options, &stop, &mut |event| match event {

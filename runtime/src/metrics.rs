@@ -15,6 +15,9 @@ pub struct StepMetrics {
     pub step: u64,
     /// Before the step's update.
     pub loss: f64,
+    /// Over data that is not trained on, after the step's update; absent where none was due.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eval_loss: Option<f64>,
     pub lr: f64,
     pub grad_norm: f64,
     pub loss_scale: f32,
@@ -122,6 +125,7 @@ mod tests {
         StepMetrics {
             step,
             loss: 1.5,
+            eval_loss: None,
             lr: 0.1,
             grad_norm: f64::NAN,
             loss_scale: 1.0,

@@ -94,6 +94,14 @@ pub fn write_tensors(path: &Path, tensors: &[HostTensor]) -> Result<(), Error> {
     write_aside(path, |out| write_entries(out, path, ("made_by", "fp8c"), tensors.iter().map(HostTensor::entry).collect()))
 }
 
+/// Writes tensors as a safetensors file that transformers loads, aside and renamed; a file that is there is replaced.
+///
+/// # Errors
+/// [`Error::Misplaced`], [`Error::Io`], [`Error::Data`] for a tensor whose bytes do not fit its shape.
+pub fn write_for_transformers(path: &Path, tensors: &[HostTensor]) -> Result<(), Error> {
+    write_aside(path, |out| write_entries(out, path, FOR_TRANSFORMERS, tensors.iter().map(HostTensor::entry).collect()))
+}
+
 /// An open safetensors file; tensors are read when they are asked for.
 #[derive(Debug)]
 pub struct TensorFile {

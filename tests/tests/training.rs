@@ -4,7 +4,7 @@ use fp8c::precision::Precision;
 use fp8c_runtime::data::{Loader, Order};
 use fp8c_runtime::hyper::Hyper;
 use fp8c_runtime::schedule::{LrSchedule, Shape};
-use fp8c_runtime::trainer::{CheckpointOptions, Earlier, Event, TrainOptions, train as run};
+use fp8c_runtime::trainer::{CheckpointOptions, Earlier, Event, Every, TrainOptions, train as run};
 use fp8c_tests::{options, plan_file, session, text, train};
 use std::sync::atomic::AtomicBool;
 
@@ -42,10 +42,11 @@ fn a_resumed_training_is_the_uninterrupted_one_bit_for_bit() {
                 log: None,
                 checkpoint: Some(CheckpointOptions {
                     folder: dir.path().join(folder),
-                    every: Some(3),
+                    every: Some(Every::Steps(3)),
                     keep: Some(2),
                     earlier: Earlier::Resume,
                 }),
+                validation: None,
             };
             let stop = AtomicBool::new(false);
             run(&mut session(&file), &loader, &options, &stop, &mut |event| {

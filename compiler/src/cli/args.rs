@@ -1,12 +1,13 @@
 //! The command line, defined once.
 
-use super::number::{named, number, whole};
+use super::number::{named, number, pace, whole};
 use super::size;
 use crate::quantity::Bytes;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use fp8c_runtime::data::TokenWidth;
-use fp8c_runtime::hyper::{BETA, CLIP, EPS, LEARNING_RATE, LossScaling, WEIGHT_DECAY};
+use fp8c_runtime::hyper::{BETA, CLIP, EPS, LEARNING_RATE, LossScaling, Span, WEIGHT_DECAY};
 use fp8c_runtime::schedule::Shape;
+use fp8c_runtime::trainer::Every;
 use std::path::PathBuf;
 
 /// Most CPU threads.
@@ -14,6 +15,10 @@ const THREADS: u64 = fp8c_runtime::device::MAX_THREADS as u64;
 /// Largest size of a model that is made.
 const MAX_SIZE: u64 = crate::import::new::MAX_SIZE;
 const DEFAULT_BETA2: f64 = 0.999;
+/// What logits are divided by.
+const TEMPERATURE: Span = Span { least: 1e-3, most: 1e3, zero: true };
+/// A share of probability.
+const SHARE: Span = Span { least: 1e-6, most: 1.0, zero: false };
 
 /// Compiles models to training plans that fit a memory budget, and trains them.
 #[derive(Parser, Debug)]
@@ -35,6 +40,12 @@ pub enum Command {
     Compile(Box<Compile>),
     /// Trains a plan; resumable.
     Train(Box<Train>),
+    /// Takes the loss of a plan over data, without training on it.
+    Eval(Eval),
+    /// Writes trained weights back into the model that they are of.
+    Export(Export),
+    /// Writes what a causal language model has to say.
+    Generate(Generate),
     /// Runs a plan once on tensors from a file.
     Run(Run),
     /// Shows what is in a plan: memory, decisions, formats, predictions, kernels.
@@ -211,19 +222,115 @@ pub struct Train {
     /// Folder for checkpoints; default: beside the plan, its name with .checkpoints.
     #[arg(long, value_name = "DIR")]
     pub checkpoint: Option<PathBuf>,
-    /// Steps between checkpoints; 0: only at the end.
-    #[arg(long, default_value_t = 0, value_parser = whole::<u64>(0..=u64::MAX), allow_hyphen_values = true)]
-    pub every: u64,
+    /// Steps between checkpoints, or time: 500, 10min, 2h. 0: only at the end.
+    #[arg(long, value_name = "N|TIME", default_value = "0", value_parser = pace, allow_hyphen_values = true)]
+    pub every: Every,
     /// Checkpoints to keep.
     #[arg(long, default_value_t = 2, value_parser = whole::<usize>(0..=u64::MAX), allow_hyphen_values = true)]
     pub keep: usize,
     /// Goes on from the newest sound checkpoint of the folder.
     #[arg(long)]
     pub resume: bool,
+    /// Steps between lines where there is no terminal; default: a line each ten seconds.
+    #[arg(long, value_name = "N", value_parser = whole::<u64>(1..=u64::MAX), allow_hyphen_values = true)]
+    pub print_every: Option<u64>,
+    /// Data to take the loss of without training on it, given as --data is.
+    #[arg(long, value_name = "SPEC")]
+    pub eval_data: Vec<String>,
+    /// Steps between evaluations; 0: only at the end.
+    #[arg(long, default_value_t = 0, requires = "eval_data", value_parser = whole::<u64>(0..=u64::MAX), allow_hyphen_values = true)]
+    pub eval_every: u64,
+    /// Batches of an evaluation; default: all of the data.
+    #[arg(long, requires = "eval_data", value_parser = whole::<u64>(1..=u64::MAX), allow_hyphen_values = true)]
+    pub eval_batches: Option<u64>,
     /// auto | cpu | cuda:N
     #[arg(long, default_value = "auto")]
     pub device: String,
     /// CPU threads; default: what the plan was made for.
+    #[arg(long, value_parser = whole::<usize>(1..=THREADS), allow_hyphen_values = true)]
+    pub threads: Option<usize>,
+}
+
+#[derive(Args, Debug)]
+pub struct Eval {
+    pub plan: PathBuf,
+    /// tokens.txt (bytes) | tokens.bin | NAME=FILE.npy, one for each input, and labels for an inference plan.
+    #[arg(long, required = true)]
+    pub data: Vec<String>,
+    /// Parameters from a checkpoint, a folder of checkpoints or a safetensors file instead of the plan's.
+    #[arg(long, value_name = "DIR")]
+    pub checkpoint: Option<PathBuf>,
+    /// Batches to evaluate; default: all of the data.
+    #[arg(long, value_parser = whole::<u64>(1..=u64::MAX), allow_hyphen_values = true)]
+    pub batches: Option<u64>,
+    /// What `labels` gets from a token file, as in train.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub labels: LabelsArg,
+    /// Bits of a token in a .bin file without a header: 16 or 32. Default: the one that is possible.
+    #[arg(long, value_name = "BITS", value_parser = named::<TokenWidth>)]
+    pub token_width: Option<TokenWidth>,
+    #[arg(long, default_value_t = 0, value_parser = whole::<u64>(0..=u64::MAX), allow_hyphen_values = true)]
+    pub seed: u64,
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    #[arg(long, value_parser = whole::<usize>(1..=THREADS), allow_hyphen_values = true)]
+    pub threads: Option<usize>,
+}
+
+#[derive(Args, Debug)]
+pub struct Export {
+    pub plan: PathBuf,
+    /// A checkpoint, a folder of checkpoints (its newest sound one), or a safetensors file.
+    #[arg(long, value_name = "DIR")]
+    pub checkpoint: PathBuf,
+    /// The ONNX file to write.
+    #[arg(short, long, value_name = "MODEL.onnx", required_unless_present = "hf")]
+    pub output: Option<PathBuf>,
+    /// The Hugging Face folder to write, of a model that came from one.
+    #[arg(long, value_name = "DIR")]
+    pub hf: Option<PathBuf>,
+    /// The model that the plan was compiled from; default: the one of that name beside the plan or here.
+    #[arg(long, value_name = "FILE")]
+    pub model: Option<PathBuf>,
+    /// As it was given to compile.
+    #[arg(long, value_name = "GLOB")]
+    pub tie: Vec<String>,
+    /// As it was given to compile.
+    #[arg(long, value_name = "GLOB")]
+    pub untie: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+pub struct Generate {
+    pub plan: PathBuf,
+    /// Parameters from a checkpoint, a folder of checkpoints or a safetensors file instead of the plan's.
+    #[arg(long, value_name = "DIR")]
+    pub checkpoint: Option<PathBuf>,
+    /// The text to go on from.
+    #[arg(long, value_name = "TEXT", required_unless_present = "prompt_tokens")]
+    pub prompt: Option<String>,
+    /// The tokens to go on from, as numbers.
+    #[arg(long, value_name = "N,N,..", value_delimiter = ',', conflicts_with = "prompt")]
+    pub prompt_tokens: Vec<i64>,
+    /// Most tokens to write.
+    #[arg(long, default_value_t = 100, value_parser = whole::<usize>(1..=MAX_SIZE), allow_hyphen_values = true)]
+    pub tokens: usize,
+    /// What logits are divided by; 0 takes the likeliest token.
+    #[arg(long, default_value_t = 0.0, value_parser = number(TEMPERATURE), allow_hyphen_values = true)]
+    pub temperature: f64,
+    /// Draws from the likeliest tokens that have this probability together.
+    #[arg(long, default_value_t = 1.0, value_parser = number(SHARE), allow_hyphen_values = true)]
+    pub top_p: f64,
+    /// Turns text into tokens; default: tokenizer.json of the model's folder or beside the plan.
+    #[arg(long, value_name = "tokenizer.json")]
+    pub tokenizer: Option<PathBuf>,
+    /// The model that a training plan was compiled from; default: the one of that name beside the plan or here.
+    #[arg(long, value_name = "FILE")]
+    pub model: Option<PathBuf>,
+    #[arg(long, default_value_t = 0, value_parser = whole::<u64>(0..=u64::MAX), allow_hyphen_values = true)]
+    pub seed: u64,
+    #[arg(long, default_value = "auto")]
+    pub device: String,
     #[arg(long, value_parser = whole::<usize>(1..=THREADS), allow_hyphen_values = true)]
     pub threads: Option<usize>,
 }
@@ -263,10 +370,14 @@ pub struct Check {
 
 #[derive(Args, Debug)]
 pub struct New {
-    /// llama | gpt2
-    pub family: String,
+    /// llama | gpt2, with random weights
+    #[arg(required_unless_present = "from", conflicts_with = "from")]
+    pub family: Option<String>,
+    /// A Hugging Face folder: config.json and safetensors, which stay where they are.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["preset", "layers", "dim", "heads", "kv_heads", "ffn", "vocab"])]
+    pub from: Option<PathBuf>,
     /// 125m | 7b | 42b
-    #[arg(long, value_parser = whole::<u64>(1..=MAX_SIZE), allow_hyphen_values = true)]
+    #[arg(long)]
     pub preset: Option<String>,
     #[arg(long, value_parser = whole::<u64>(1..=MAX_SIZE), allow_hyphen_values = true)]
     pub layers: Option<u64>,

@@ -2,13 +2,18 @@
 
 mod args;
 mod compile;
+mod eval;
+mod export;
 mod failure;
+mod generate;
 mod inspect;
 mod new;
 mod number;
 mod output;
+mod progress;
 mod run;
 mod size;
+mod source;
 mod train;
 mod usage;
 
@@ -37,10 +42,13 @@ pub fn main() -> ExitCode {
     let done = match &cli.command {
         Command::Compile(a) => compile::compile(a, output),
         Command::Train(a) => train::train(a, output),
+        Command::Eval(a) => eval::eval(a, output),
+        Command::Export(a) => export::export(a, output),
+        Command::Generate(a) => generate::generate(a, output),
         Command::Run(a) => run::run(a, output),
         Command::Inspect(a) => inspect::inspect(a, output),
         Command::Check(a) => compile::check(a, output),
-        Command::New(a) => new::new(a),
+        Command::New(a) => new::new(a, output),
         Command::Devices => run::devices(output),
     };
     status(done)

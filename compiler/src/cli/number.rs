@@ -1,7 +1,9 @@
 //! Numbers as users write them: parsers whose messages say what is accepted.
 
 use fp8c_runtime::hyper::Span;
+use fp8c_runtime::trainer::Every;
 use std::ops::RangeInclusive;
+use std::time::Duration;
 
 /// Accepts a number of a span.
 pub fn number(span: Span) -> impl Fn(&str) -> Result<f64, String> + Clone + Send + Sync + 'static {
@@ -24,6 +26,18 @@ fn bounds(range: &RangeInclusive<u64>) -> String {
     }
 }
 
+/// Accepts a number of steps, or a time: `500`, `90s`, `10min`, `2h`.
+pub fn pace(text: &str) -> Result<Every, String> {
+    const UNITS: [(&str, u64); 5] = [("min", 60), ("m", 60), ("h", 3600), ("s", 1), ("", 0)];
+    let text = text.trim();
+    let parsed = UNITS.iter().find_map(|(unit, seconds)| Some((text.strip_suffix(unit)?.trim().parse::<u64>().ok()?, *seconds)));
+    match parsed {
+        Some((n, 0)) => Ok(Every::Steps(n)),
+        Some((n, seconds)) if n > 0 => Ok(Every::Time(Duration::from_secs(n.saturating_mul(seconds)))),
+        _ => Err("must be a number of steps, or a time such as 90s, 10min or 2h".into()),
+    }
+}
+
 /// Accepts what a type's own parser does.
 pub fn named<T: std::str::FromStr<Err = String>>(text: &str) -> Result<T, String> {
     text.parse()
@@ -32,6 +46,16 @@ pub fn named<T: std::str::FromStr<Err = String>>(text: &str) -> Result<T, String
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pace_is_steps_or_a_time() {
+        let time = |seconds| Ok(Every::Time(Duration::from_secs(seconds)));
+        assert_eq!(
+            ["500", "0", "90s", "10min", "10 m", "2h"].map(pace),
+            [Ok(Every::Steps(500)), Ok(Every::Steps(0)), time(90), time(600), time(600), time(7200)]
+        );
+        assert!(["", "min", "0min", "1.5h", "-1", "3d"].iter().all(|bad| pace(bad).is_err()));
+    }
 
     #[test]
     fn numbers_out_of_range_are_answered_with_the_range() {

@@ -2,6 +2,7 @@
 
 use super::args::{LabelsArg, Train};
 use super::failure::{Failure, any_of};
+use super::progress::Progress;
 use super::{Done, Output, print};
 use crate::quantity::Bytes;
 use fp8c_runtime::Error;
@@ -9,11 +10,10 @@ use fp8c_runtime::data::{DataOptions, Loader, Order};
 use fp8c_runtime::device::DeviceChoice;
 use fp8c_runtime::files::Replaces;
 use fp8c_runtime::hyper::{Hyper, LossScaling};
-use fp8c_runtime::plan::{Labels, PlanFile};
+use fp8c_runtime::plan::{Labels, Plan, PlanFile};
 use fp8c_runtime::schedule::LrSchedule;
 use fp8c_runtime::session::{Session, SessionOptions};
-use fp8c_runtime::trainer::{CheckpointOptions, Earlier, Event, Summary, TrainOptions, train as run_train};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use fp8c_runtime::trainer::{CheckpointOptions, Earlier, Event, Every, Summary, TrainOptions, Validation, train as run_train};
 use std::ffi::OsString;
 use std::path::Path;
 use std::sync::Arc;
@@ -24,24 +24,22 @@ pub fn train(a: &Train, output: Output) -> Done {
     let file = PlanFile::open(&a.plan)?;
     let plan = file.plan();
     let device: DeviceChoice = a.device.parse()?;
-    let options = options(a, plan.precision.as_str())?;
+    let mut options = options(a, plan.precision.as_str())?;
     if let Some(log) = &options.log {
         // Before the work is done for it.
         Replaces::Log.check(log)?;
     }
     let loader = Loader::open(plan, &a.data, data_options(a))?;
     loader.notes().iter().for_each(|note| output.say(format!("note: {note}")));
+    options.validation = validation(a, plan)?;
     let mut session = Session::new(&file, SessionOptions { device, threads: a.threads, seed: a.seed })?;
     let stop = stop_flag()?;
-    let bar = bar(a.steps, output);
+    let mut progress = Progress::new(a.steps, a.print_every, output);
     let summary = run_train(&mut session, &loader, &options, &stop, &mut |event| match event {
-        Event::Step(m) => {
-            bar.set_position(m.step);
-            bar.set_message(format!("loss {:.4}  {:.0} tokens/s  {}", m.loss, m.tokens_per_second, Bytes(m.arena_peak_bytes)));
-        }
-        Event::Note(note) => bar.suspend(|| output.say(format!("note: {note}"))),
+        Event::Step(m) => progress.step(m),
+        Event::Note(note) => progress.note(format!("note: {note}")),
     });
-    bar.finish_and_clear();
+    progress.finish();
     let summary = summary.map_err(|e| calmer(e, &options))?;
     report(&summary, plan, &session.device(), &options, output)
 }
@@ -65,12 +63,24 @@ fn calmer(e: Error, options: &TrainOptions) -> Failure {
 
 fn data_options(a: &Train) -> DataOptions {
     let order = if a.no_shuffle { Order::Sequential } else { Order::Shuffled { seed: a.seed } };
-    let labels = match a.labels {
+    DataOptions { order, labels: labels(a.labels), width: a.token_width }
+}
+
+/// What was asked for as labels.
+pub fn labels(asked: LabelsArg) -> Option<Labels> {
+    match asked {
         LabelsArg::Auto => None,
         LabelsArg::Next => Some(Labels::Next),
         LabelsArg::Same => Some(Labels::Same),
-    };
-    DataOptions { order, labels, width: a.token_width }
+    }
+}
+
+fn validation(a: &Train, plan: &Plan) -> Result<Option<Validation>, Failure> {
+    if a.eval_data.is_empty() {
+        return Ok(None);
+    }
+    let loader = Loader::open(plan, &a.eval_data, DataOptions { order: Order::Sequential, ..data_options(a) })?;
+    Ok(Some(Validation { loader: Arc::new(loader), every: (a.eval_every > 0).then_some(a.eval_every), batches: a.eval_batches }))
 }
 
 fn options(a: &Train, precision: &str) -> Result<TrainOptions, Failure> {
@@ -85,7 +95,7 @@ fn options(a: &Train, precision: &str) -> Result<TrainOptions, Failure> {
     };
     let checkpoint = CheckpointOptions {
         folder: a.checkpoint.clone().unwrap_or_else(|| a.plan.with_file_name(named_after(&a.plan, ".checkpoints"))),
-        every: (a.every > 0).then_some(a.every),
+        every: (a.every != Every::Steps(0)).then_some(a.every),
         keep: (a.keep > 0).then_some(a.keep),
         earlier,
     };
@@ -97,6 +107,7 @@ fn options(a: &Train, precision: &str) -> Result<TrainOptions, Failure> {
         data: describe(a),
         log: Some(log),
         checkpoint: Some(checkpoint),
+        validation: None,
     })
 }
 
@@ -131,20 +142,10 @@ fn stop_flag() -> Result<Arc<AtomicBool>, Failure> {
     Ok(stop)
 }
 
-fn bar(steps: u64, output: Output) -> ProgressBar {
-    let target = if output.quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
-    let bar = ProgressBar::with_draw_target(Some(steps), target);
-    let template = "{bar:32} {pos}/{len}  {msg}  {eta} left";
-    if let Ok(style) = ProgressStyle::with_template(template) {
-        bar.set_style(style.progress_chars("=> "));
-    }
-    bar
-}
-
-fn report(s: &Summary, plan: &fp8c_runtime::plan::Plan, device: &str, options: &TrainOptions, output: Output) -> Done {
+fn report(s: &Summary, plan: &Plan, device: &str, options: &TrainOptions, output: Output) -> Done {
     if output.json {
         return print(serde_json::json!({
-            "step": s.step, "first_loss": s.first_loss, "last_loss": s.last_loss, "skipped": s.skipped, "seconds": s.seconds,
+            "step": s.step, "first_loss": s.first_loss, "last_loss": s.last_loss, "eval_loss": s.eval_loss, "skipped": s.skipped, "seconds": s.seconds,
             "planned_peak_bytes": plan.arena_bytes, "arena_peak_bytes": s.arena_peak_bytes, "peak_rss_bytes": s.peak_rss_bytes,
             "stopped": s.stopped, "resumed_from": s.resumed_from, "log": options.log, "checkpoint": s.checkpoint,
         }));
@@ -153,6 +154,9 @@ fn report(s: &Summary, plan: &fp8c_runtime::plan::Plan, device: &str, options: &
     let word = if s.stopped { "stopped" } else { "done" };
     output.say(format!("{word} at step {} on {device} in {:.1} s", s.step, s.seconds));
     output.say(format!("  loss        {} -> {}", loss(s.first_loss), loss(s.last_loss)));
+    if s.eval_loss.is_some() {
+        output.say(format!("  evaluated   {}", loss(s.eval_loss)));
+    }
     if s.skipped > 0 {
         output.say(format!("  skipped     {} steps (gradient not finite)", s.skipped));
     }

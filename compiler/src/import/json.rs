@@ -192,7 +192,10 @@ fn parameter(p: Parameter, files: &mut ExternalFiles) -> Result<Initializer, Str
 }
 
 /// A tensor of a safetensors file as a range of that file.
-fn safetensor(path: &str, tensor: &str, shape: &[u64], files: &mut ExternalFiles) -> Result<Init, String> {
+///
+/// # Errors
+/// A sentence without a subject.
+pub(crate) fn safetensor(path: &str, tensor: &str, shape: &[u64], files: &mut ExternalFiles) -> Result<Init, String> {
     let (file, size) = files.whole(path)?;
     let unreadable = |e: fp8c_runtime::Error| format!("lies in {path}, which cannot be read: {e}");
     let input = files::Input::open(&file).map_err(unreadable)?;
@@ -305,18 +308,34 @@ fn stored_as(dtype: DType) -> Elem {
     }
 }
 
+/// Where parameters lie in safetensors files, by name: the file as seen from the model's folder, and the tensor in it.
+pub type Places = BTreeMap<String, (String, String)>;
+
 /// Writes a model as JSON, one line a node.
 ///
 /// # Errors
 /// A sentence without a subject, when the model holds what the form has no words for (weights in external files, subgraphs).
 pub fn write(model: &Model) -> Result<String, String> {
+    write_with(model, &Places::new())
+}
+
+/// Writes a model as JSON whose weights lie in files.
+///
+/// # Errors
+/// As [`write`], but for the files that `places` names.
+pub fn write_with(model: &Model, places: &Places) -> Result<String, String> {
     let file = File {
         format: FORMAT.into(),
         version: VERSION,
         opset: model.opset,
         name: model.name.clone(),
         inputs: model.inputs.iter().map(input_out).collect(),
-        parameters: model.initializers.iter().filter(|i| i.declared_parameter).map(parameter_out).collect::<Result<_, _>>()?,
+        parameters: model
+            .initializers
+            .iter()
+            .filter(|i| i.declared_parameter)
+            .map(|i| parameter_out(i, places))
+            .collect::<Result<_, _>>()?,
         constants: model.initializers.iter().filter(|i| !i.declared_parameter).map(constant_out).collect::<Result<_, _>>()?,
         nodes: model.nodes.iter().map(node_out).collect::<Result<_, _>>()?,
         outputs: model.outputs.iter().map(|o| o.name.clone()).collect(),
@@ -354,14 +373,17 @@ fn input_out(i: &ModelInput) -> Input {
     Input { name: i.name.clone(), dtype: i.elem.name(), shape: shape.collect() }
 }
 
-fn parameter_out(i: &Initializer) -> Result<Parameter, String> {
+fn parameter_out(i: &Initializer, places: &Places) -> Result<Parameter, String> {
     let (init, elem) = match &i.init {
         Init::Zeros => (Recipe::Zeros, i.elem),
         Init::Ones => (Recipe::Ones, i.elem),
         Init::Normal { std } => (Recipe::Normal { std: *std }, i.elem),
         Init::Uniform { low, high } => (Recipe::Uniform { low: *low, high: *high }, i.elem),
         Init::Data(d) => (Recipe::Data(elements_out(d)), stored_as(d.ty.dtype)),
-        Init::File { .. } => return Err(format!("has the parameter {:?} in another file, which cannot be written as JSON", i.name)),
+        Init::File { .. } => match places.get(&i.name).cloned() {
+            Some((path, tensor)) => (Recipe::File { path, tensor }, i.elem),
+            None => return Err(format!("has the parameter {:?} in another file, which cannot be written as JSON", i.name)),
+        },
     };
     Ok(Parameter { name: i.name.clone(), dtype: elem.name(), shape: i.shape.clone(), init })
 }

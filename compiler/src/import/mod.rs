@@ -3,6 +3,7 @@
 //! [`import`] reads an ONNX or JSON file, binds its symbolic dimensions, finds its parameters (`parameters/`), lowers its operators
 //! one by one (`ops/`) and attaches the loss. Everything that cannot be compiled is collected and reported at once.
 
+pub mod build;
 mod fold;
 pub mod inputs;
 pub mod json;
@@ -13,7 +14,7 @@ pub mod onnx;
 pub mod ops;
 mod padding;
 pub mod parameters;
-mod sort;
+pub mod sort;
 mod torch;
 mod unread;
 mod wire;

@@ -45,6 +45,14 @@ impl Elem {
         }
     }
 
+    /// Inverse of [`Elem::from_onnx`].
+    pub fn to_onnx(self) -> i32 {
+        match self {
+            Elem::Other(code) => code,
+            known => (1..=16).find(|&code| Elem::from_onnx(code) == known).unwrap_or_default(),
+        }
+    }
+
     /// The name used by JSON models and in messages.
     pub fn name(self) -> String {
         match NAMES.iter().find(|(e, _)| *e == self) {

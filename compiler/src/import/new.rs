@@ -1,9 +1,9 @@
 //! Language models made to measure, as JSON models: GPT-2 and Llama.
 
-use super::model::{Attribute, Dim, Elem, Initializer, Model, ModelInput, ModelNode, ModelOutput};
-use crate::graph::{ConstData, Init};
+use super::build::{Attributes, ModelBuilder};
+use super::model::{Attribute, Dim, Elem, Model, ModelInput, ModelOutput};
+use crate::graph::Init;
 use std::str::FromStr;
-use std::sync::Arc;
 
 /// Standard deviation of weights at the start; that of projections into the residual stream is divided by sqrt(2 layers).
 const STD: f32 = 0.02;
@@ -127,41 +127,33 @@ pub fn new(family: Family, sizes: &Sizes) -> Model {
         Family::Llama => b.llama(),
     };
     b.loss(&x);
-    b.model
+    b.parts.model
 }
 
 struct Builder {
-    model: Model,
+    parts: ModelBuilder,
     sizes: Sizes,
     residual_std: f32,
     head: &'static str,
 }
-
-/// Attributes of a node.
-type Attributes<'a> = &'a [(&'a str, Attribute)];
 
 impl Builder {
     fn new(family: Family, sizes: Sizes) -> Self {
         let residual_std = STD / ((2 * sizes.layers) as f32).sqrt();
         let name = if family == Family::Gpt2 { "gpt2" } else { "llama" };
         let model = Model { name: name.into(), opset: 23, ..Model::default() };
-        let mut b = Builder { model, sizes, residual_std, head: "lm_head.weight" };
+        let mut b = Builder { parts: ModelBuilder { model }, sizes, residual_std, head: "lm_head.weight" };
         for name in ["input_ids", "labels"] {
             let shape = vec![Dim::Known(sizes.batch), Dim::Known(sizes.seq)];
-            b.model.inputs.push(ModelInput { name: name.into(), elem: Elem::I64, shape });
+            b.parts.model.inputs.push(ModelInput { name: name.into(), elem: Elem::I64, shape });
         }
         b.ints("rows", &[-1, sizes.dim as i64]);
         b.ints("flat", &[-1]);
         b
     }
 
-    fn initializer(&mut self, name: &str, elem: Elem, shape: &[u64], init: Init, declared_parameter: bool) -> String {
-        self.model.initializers.push(Initializer { name: name.into(), elem, shape: shape.to_vec(), init, declared_parameter });
-        name.into()
-    }
-
     fn parameter(&mut self, name: &str, shape: &[u64], init: Init) -> String {
-        self.initializer(name, Elem::F32, shape, init, true)
+        self.parts.parameter(name, shape, init)
     }
 
     fn weight(&mut self, name: &str, shape: &[u64]) -> String {
@@ -169,17 +161,11 @@ impl Builder {
     }
 
     fn ints(&mut self, name: &str, data: &[i64]) -> String {
-        let data = ConstData::i64([data.len() as u64], data);
-        self.initializer(name, Elem::I64, &data.ty.shape.clone(), Init::Data(Arc::new(data)), false)
+        self.parts.ints(name, data)
     }
 
-    /// Adds a node named after its first output.
     fn node(&mut self, op: &str, inputs: &[&str], outputs: &[&str], attributes: Attributes) -> String {
-        let owned = |list: &[&str]| list.iter().map(|s| s.to_string()).collect::<Vec<_>>();
-        let attributes = attributes.iter().map(|(k, v)| (k.to_string(), v.clone())).collect();
-        let (inputs, outputs, name) = (owned(inputs), owned(outputs), outputs[0].to_string());
-        self.model.nodes.push(ModelNode { op: op.into(), name: name.clone(), inputs, outputs, attributes, ..Default::default() });
-        name
+        self.parts.node(op, inputs, outputs, attributes)
     }
 
     fn layer_norm(&mut self, x: &str, module: &str) -> String {
@@ -294,12 +280,11 @@ impl Builder {
     /// Cosines and sines `[1, seq, head / 2]`, computed by nodes that fold, so that the file stays small.
     fn angles(&mut self, head: u64) {
         for (name, n) in [("zero", 0), ("one", 1), ("seq", self.sizes.seq as i64)] {
-            self.initializer(name, Elem::I64, &[], Init::Data(Arc::new(ConstData::i64([], &[n]))), false);
+            self.parts.int(name, n);
         }
         let frequency = |i: u64| ROTARY_BASE.powf(-((2 * i) as f64) / head as f64) as f32;
         let frequencies: Vec<f32> = (0..head / 2).map(frequency).collect();
-        let data = ConstData::f32([head / 2], &frequencies);
-        self.initializer("rotary.frequencies", Elem::F32, &[head / 2], Init::Data(Arc::new(data)), false);
+        self.parts.floats("rotary.frequencies", &frequencies);
         self.ints("rotary.column", &[1, -1, 1]);
         let x = self.node("Range", &["zero", "seq", "one"], &["rotary.positions"], &[]);
         let x = self.node("Cast", &[&x], &["rotary.floats"], &[("to", Attribute::Int(1))]);
@@ -317,13 +302,11 @@ impl Builder {
 
     fn loss(&mut self, x: &str) {
         let head = self.head;
-        if !self.model.initializers.iter().any(|i| i.name == head) {
-            self.weight(head, &[self.sizes.vocab, self.sizes.dim]);
-        }
+        self.weight(head, &[self.sizes.vocab, self.sizes.dim]);
         let logits = self.node("Gemm", &[x, head], &["lm_head"], &[("transB", Attribute::Int(1))]);
         let labels = self.node("Reshape", &["labels", "flat"], &["labels.flat"], &[]);
         let attributes = [("ignore_index", Attribute::Int(-100)), ("reduction", Attribute::String("mean".into()))];
         self.node("SoftmaxCrossEntropyLoss", &[&logits, &labels], &["loss"], &attributes);
-        self.model.outputs.push(ModelOutput { name: "loss".into(), elem: Some(Elem::F32) });
+        self.parts.model.outputs.push(ModelOutput { name: "loss".into(), elem: Some(Elem::F32) });
     }
 }

@@ -7,9 +7,9 @@ use crate::Error;
 use crate::files::Input;
 use crate::plan::{Plan, TensorId};
 use crate::session::Session;
-use crate::tensors::{TensorFile, View};
+use crate::tensors::{HostTensor, TensorFile, View};
 use sha2::{Digest, Sha256};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::ErrorKind;
 use std::path::Path;
 
@@ -73,7 +73,7 @@ pub(super) fn load_or_fault(session: &mut Session, path: &Path) -> Result<Standi
         pass(&sums, OPTIMIZER, &optimizer, &mut |_, _| Ok(()))?;
         return Err(refused(reason));
     }
-    take_parameters(session, &sums, &model)?;
+    take_parameters(&plan, &sums, &model, &mut |name, view| session.set_parameter(name, view))?;
     let mut slots: HashMap<String, TensorId> = HashMap::new();
     for p in &plan.parameters {
         for (slot, &id) in p.state.iter().enumerate() {
@@ -136,32 +136,53 @@ fn pass(sums: &Sums, name: &str, file: &TensorFile, take: &mut dyn FnMut(&str, &
     first.map_or(Ok(()), |e| Err(Fault::Refused(e)))
 }
 
-fn take_parameters(session: &mut Session, sums: &Sums, model: &TensorFile) -> Result<(), Fault> {
-    let plan = session.shared_plan();
+fn take_parameters(plan: &Plan, sums: &Sums, model: &TensorFile, take: Take<'_>) -> Result<(), Fault> {
     let known = |name: &str| plan.parameters.iter().any(|p| p.name == name);
-    pass(sums, MODEL, model, &mut |name, view| if known(name) { session.set_parameter(name, view) } else { Ok(()) })
+    pass(sums, MODEL, model, &mut |name, view| if known(name) { take(name, view) } else { Ok(()) })
 }
 
-/// Loads the parameters alone, for `run` and `export`: from a checkpoint, the newest sound one of a folder of checkpoints, or any
+/// Loads the parameters alone, for `run` and `eval`: from a checkpoint, the newest sound one of a folder of checkpoints, or any
 /// safetensors file with PyTorch's names. `say` is told of damaged ones that were passed over.
 ///
 /// # Errors
 /// [`Error::Data`] when a parameter is missing or does not fit, [`Error::Unsound`] for a checkpoint that is damaged or a folder without a
 /// sound one, [`Error::Io`].
 pub fn load_parameters(session: &mut Session, path: &Path, say: &mut dyn FnMut(String)) -> Result<(), Error> {
+    let plan = session.shared_plan();
+    each_parameter(&plan, path, say, &mut |name, view| session.set_parameter(name, view))
+}
+
+/// Reads the parameters alone, from where [`load_parameters`] takes them: in PyTorch's orientation, by name.
+///
+/// # Errors
+/// As [`load_parameters`].
+pub fn read_parameters(plan: &Plan, path: &Path, say: &mut dyn FnMut(String)) -> Result<BTreeMap<String, HostTensor>, Error> {
+    let mut read = BTreeMap::new();
+    each_parameter(plan, path, say, &mut |name, view| {
+        let (dtype, shape, bytes) = (view.dtype, view.shape.clone(), view.bytes.to_vec());
+        read.insert(name.to_string(), HostTensor { name: name.to_string(), dtype, shape, bytes });
+        Ok(())
+    })?;
+    Ok(read)
+}
+
+/// What takes the parameters, one by one; it may be given those of a checkpoint that turns out to be damaged, and then those of an older one.
+type Take<'a> = &'a mut dyn FnMut(&str, &View<'_>) -> Result<(), Error>;
+
+fn each_parameter(plan: &Plan, path: &Path, say: &mut dyn FnMut(String), take: Take<'_>) -> Result<(), Error> {
     if !path.is_dir() {
-        return parameters_of_file(session, &TensorFile::open(path)?);
+        return parameters_of_file(plan, &TensorFile::open(path)?, take);
     }
     let holds = |name: &str| path.join(name).exists();
     if holds(STATE) || holds(SUMS) {
-        return parameters_of(session, path).map_err(|fault| fault.of(path));
+        return parameters_of(plan, path, take).map_err(|fault| fault.of(path));
     }
     if holds(MODEL) {
-        return parameters_of_file(session, &TensorFile::open(&path.join(MODEL))?);
+        return parameters_of_file(plan, &TensorFile::open(&path.join(MODEL))?, take);
     }
     let all = checkpoints(path)?;
     for (_, checkpoint) in all.iter().rev() {
-        match parameters_of(session, checkpoint) {
+        match parameters_of(plan, checkpoint, take) {
             Ok(()) => return Ok(()),
             Err(Fault::Damaged(reason)) => say(format!("{} is damaged ({reason}); an older one is taken", checkpoint.display())),
             Err(Fault::Refused(e)) => return Err(e),
@@ -175,23 +196,22 @@ pub fn load_parameters(session: &mut Session, path: &Path, say: &mut dyn FnMut(S
     Err(Error::Unsound { path: path.to_path_buf(), reason })
 }
 
-fn parameters_of(session: &mut Session, checkpoint: &Path) -> Result<(), Fault> {
+fn parameters_of(plan: &Plan, checkpoint: &Path, take: Take<'_>) -> Result<(), Fault> {
     let (sums, state) = read_state(checkpoint)?;
     let model = TensorFile::open(&checkpoint.join(MODEL))?;
-    if let Err(reason) = parameters_fit(session.plan(), &model) {
+    if let Err(reason) = parameters_fit(plan, &model) {
         pass(&sums, MODEL, &model, &mut |_, _| Ok(()))?;
-        let of = if state.fingerprint.model == session.plan().fingerprint.model { "" } else { "the checkpoint belongs to another model: " };
+        let of = if state.fingerprint.model == plan.fingerprint.model { "" } else { "the checkpoint belongs to another model: " };
         return Err(Fault::Refused(Error::Checkpoint { path: checkpoint.to_path_buf(), reason: format!("{of}{reason}") }));
     }
-    take_parameters(session, &sums, &model)
+    take_parameters(plan, &sums, &model, take)
 }
 
-fn parameters_of_file(session: &mut Session, model: &TensorFile) -> Result<(), Error> {
-    let plan = session.shared_plan();
-    parameters_fit(&plan, model).map_err(|reason| Error::data(model.path().display().to_string(), reason))?;
+fn parameters_of_file(plan: &Plan, model: &TensorFile, take: Take<'_>) -> Result<(), Error> {
+    parameters_fit(plan, model).map_err(|reason| Error::data(model.path().display().to_string(), reason))?;
     for p in &plan.parameters {
         let t = model.read(&p.name)?;
-        session.set_parameter(&p.name, &View { dtype: t.dtype, shape: t.shape, bytes: &t.bytes })?;
+        take(&p.name, &View { dtype: t.dtype, shape: t.shape, bytes: &t.bytes })?;
     }
     Ok(())
 }

@@ -18,7 +18,7 @@ use crate::session::Scaler;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-pub use load::{load, load_parameters};
+pub use load::{load, load_parameters, read_parameters};
 use lock::Lock;
 pub(crate) use lock::take;
 pub use store::{Store, latest};

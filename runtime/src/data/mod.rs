@@ -58,6 +58,12 @@ pub struct Loader {
     notes: Vec<String>,
 }
 
+impl std::fmt::Debug for Loader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Loader").field("order", &self.order).field("samples", &self.samples()).finish_non_exhaustive()
+    }
+}
+
 enum Source {
     /// For each port the array and its samples per step.
     Arrays {
@@ -143,6 +149,14 @@ impl Loader {
     /// Samples of one step, its micro-batches together.
     pub fn samples_per_step(&self) -> u64 {
         self.rows
+    }
+
+    /// Samples of one pass over the data in order: rows of arrays, or windows of a token file that do not overlap.
+    pub fn samples(&self) -> u64 {
+        match &self.source {
+            Source::Arrays { samples, .. } => *samples,
+            Source::Tokens(windows) => windows.samples(),
+        }
     }
 
     /// Tokens of one step: elements of `input_ids` or the first integer input of two axes or more, else samples.

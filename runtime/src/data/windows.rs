@@ -126,10 +126,15 @@ impl Windows {
         &self.notes
     }
 
+    /// Windows that do not overlap.
+    pub fn samples(&self) -> u64 {
+        (self.tokens.len() - self.ahead) / self.length
+    }
+
     /// The first token of a sample.
     pub fn start(&self, order: Order, position: u64) -> u64 {
         match order {
-            Order::Sequential => position % ((self.tokens.len() - self.ahead) / self.length) * self.length,
+            Order::Sequential => position % self.samples() * self.length,
             // The stream with the second highest bit belongs to windows.
             Order::Shuffled { seed } => Philox::new(seed, 1 << 62).below(position, self.tokens.len() - self.length - self.ahead + 1),
         }

@@ -11,7 +11,7 @@ mod output;
 
 pub use input::{Input, Section, Take};
 pub(crate) use output::sync_folder;
-pub use output::{Replaces, is_same_file, parent, write_aside};
+pub use output::{EXPORTED_ONNX, EXPORTED_WEIGHTS, Replaces, is_same_file, parent, write_aside};
 
 use crate::Error;
 use std::ffi::OsStr;

@@ -53,7 +53,14 @@ pub enum Replaces {
     Model,
     /// A training's log.
     Log,
+    /// An ONNX file that was exported, and the weights beside it.
+    Onnx,
 }
+
+/// What exported ONNX files begin with: an entry of their metadata, `made_by: fp8c`, which protocol buffers permit in any place.
+pub const EXPORTED_ONNX: &[u8] = b"\x72\x0f\x0a\x07made_by\x12\x04fp8c";
+/// What the files of weights beside them begin with.
+pub const EXPORTED_WEIGHTS: &[u8] = b"fp8c weights\n";
 
 /// Bytes that tell what a file is.
 const HEAD: u64 = 4096;
@@ -84,6 +91,7 @@ impl Replaces {
             Replaces::Tensors => head.get(8) == Some(&b'{') && holds(crate::tensors::MADE_BY),
             Replaces::Model => head.trim_ascii_start().starts_with(b"{") && holds("\"fp8c-graph\""),
             Replaces::Log => head.starts_with(b"{\"step\":"),
+            Replaces::Onnx => head.starts_with(EXPORTED_ONNX) || head.starts_with(EXPORTED_WEIGHTS),
         }
     }
 
@@ -93,6 +101,7 @@ impl Replaces {
             Replaces::Tensors => "tensors that fp8c wrote",
             Replaces::Model => "a JSON model",
             Replaces::Log => "the log of a training",
+            Replaces::Onnx => "a model that fp8c exported",
         }
     }
 }
@@ -144,18 +153,20 @@ mod tests {
         let path = folder.path().join("it");
         let plan = [&b"PK\x03\x04"[..], &[0; 26], b"plan.json"].concat();
         let tensors = [&[9, 0, 0, 0, 0, 0, 0, 0], &b"{\"__metadata__\":{\"made_by\":\"fp8c\"}}"[..]].concat();
-        let cases: [(&[u8], Option<Replaces>); 7] = [
+        let cases: [(&[u8], Option<Replaces>); 9] = [
             (b"", None),
             (&plan, Some(Replaces::Plan)),
             (&tensors, Some(Replaces::Tensors)),
             (b" {\n \"format\": \"fp8c-graph\"", Some(Replaces::Model)),
             (b"{\"step\":1,\"loss\":2.0}\n", Some(Replaces::Log)),
+            (EXPORTED_ONNX, Some(Replaces::Onnx)),
+            (EXPORTED_WEIGHTS, Some(Replaces::Onnx)),
             (b"\x08\x08\x12\x07pytorch", None),
             (b"PK\x03\x04 another archive", None),
         ];
         for (content, own) in cases {
             fs::write(&path, content).unwrap();
-            for kind in [Replaces::Plan, Replaces::Tensors, Replaces::Model, Replaces::Log] {
+            for kind in [Replaces::Plan, Replaces::Tensors, Replaces::Model, Replaces::Log, Replaces::Onnx] {
                 let may = kind.check(&path).is_ok();
                 assert_eq!(may, content.is_empty() || own == Some(kind), "{kind:?} {:?}", String::from_utf8_lossy(content));
             }

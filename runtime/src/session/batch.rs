@@ -27,6 +27,13 @@ impl Batch {
         &mut self.inputs[index]
     }
 
+    /// One micro-batch of an input, to be filled.
+    pub fn micro_mut(&mut self, index: usize, micro: usize) -> &mut [u8] {
+        let all = &mut self.inputs[index];
+        let size = all.len() / self.micro;
+        &mut all[micro * size..(micro + 1) * size]
+    }
+
     /// One micro-batch of an input.
     pub fn micro(&self, index: usize, micro: usize) -> &[u8] {
         let all = &self.inputs[index];

@@ -2,6 +2,7 @@
 
 mod batch;
 mod compare;
+mod evaluate;
 mod init;
 mod parameters;
 mod run;
@@ -46,6 +47,12 @@ pub struct StepResult {
     pub skipped: bool,
     /// Steps skipped in a row, this one included. [`SKIPS_THAT_DIVERGE`] should end the training.
     pub skipped_in_row: u32,
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session").field("model", &self.plan.model).field("device", &self.device.id()).finish_non_exhaustive()
+    }
 }
 
 /// A training or inference session. Allocates device memory when it is made, and none afterwards.
@@ -132,9 +139,7 @@ impl Session {
         let Ends { loss: forward, micro, norm, update } = self.ends;
         let mut sum = 0f64;
         for number in 0..self.plan.accumulation as usize {
-            for (index, port) in self.plan.inputs.iter().enumerate() {
-                self.device.write(self.plan.tensor(port.tensor).offset, batch.micro(index, number))?;
-            }
+            self.feed(batch, number)?;
             // The loss is read back while the backward pass runs, so that the update is there before a device runs dry.
             self.launch(0..forward)?;
             self.device.fetch(self.plan.tensor(loss).offset, 4)?;

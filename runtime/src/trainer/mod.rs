@@ -2,18 +2,23 @@
 //!
 //! A training keeps its result: a checkpoint is made at the end, when it is stopped, when it diverges, and when its data fails it.
 
+mod pace;
 mod settings;
+
+pub use pace::Every;
 
 use crate::Error;
 use crate::checkpoint::{Position, Settings, Standing, Store};
 use crate::data::Loader;
 use crate::device::peak_rss_bytes;
+use crate::evaluation::evaluate;
 use crate::hyper::Hyper;
 use crate::metrics::{Continued, MetricsLog, StepMetrics};
 use crate::names::globs;
 use crate::schedule::LrSchedule;
 use crate::session::{Batch, SKIPS_THAT_DIVERGE, Session};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -30,14 +35,25 @@ pub struct TrainOptions {
     pub data: String,
     pub log: Option<PathBuf>,
     pub checkpoint: Option<CheckpointOptions>,
+    pub validation: Option<Validation>,
+}
+
+/// Data that the loss is taken of now and then, and at the end, without training on it.
+#[derive(Clone, Debug)]
+pub struct Validation {
+    /// In order.
+    pub loader: Arc<Loader>,
+    /// Steps between evaluations.
+    pub every: Option<u64>,
+    /// How many steps' worth of the data; all of it when absent.
+    pub batches: Option<u64>,
 }
 
 /// When checkpoints are made. One is always made at the end.
 #[derive(Clone, Debug)]
 pub struct CheckpointOptions {
     pub folder: PathBuf,
-    /// Steps between checkpoints.
-    pub every: Option<u64>,
+    pub every: Option<Every>,
     /// How many are kept; all when absent.
     pub keep: Option<usize>,
     pub earlier: Earlier,
@@ -72,6 +88,8 @@ pub struct Summary {
     /// Losses of the first and the last step of this run.
     pub first_loss: Option<f64>,
     pub last_loss: Option<f64>,
+    /// The last loss over the data that is not trained on.
+    pub eval_loss: Option<f64>,
     pub skipped: u64,
     pub seconds: f64,
     pub arena_peak_bytes: u64,
@@ -222,9 +240,10 @@ impl Run {
         tell: &mut dyn FnMut(Event<'_>),
     ) -> Result<(), Error> {
         let mut batch = Batch::new(session.plan());
-        let every = options.checkpoint.as_ref().and_then(|c| c.every).filter(|&n| n > 0);
+        let mut pace = options.checkpoint.as_ref().and_then(|c| c.every).map(Every::begin);
         while self.position.step < options.schedule.steps && !stop.load(Ordering::Relaxed) {
-            let metrics = self.step(session, loader, options, &mut batch)?;
+            let mut metrics = self.step(session, loader, options, &mut batch)?;
+            metrics.eval_loss = self.validate(session, options, stop)?;
             self.write_log(&metrics, tell);
             tell(Event::Step(&metrics));
             if self.skipped_in_row >= SKIPS_THAT_DIVERGE {
@@ -233,7 +252,7 @@ impl Run {
                     self.position.step
                 )));
             }
-            if every.is_some_and(|n| self.position.step.is_multiple_of(n))
+            if pace.as_mut().is_some_and(|pace| pace.is_due(self.position.step))
                 && let Err(e) = self.save(session, options)
             {
                 // Going on may yet lead to a result, and room may be made meanwhile; ending here would lose the steps for certain.
@@ -256,6 +275,7 @@ impl Run {
         let metrics = StepMetrics {
             step: self.position.step,
             loss: result.loss,
+            eval_loss: None,
             lr: hyper.learning_rate,
             grad_norm: result.grad_norm,
             loss_scale: result.loss_scale,
@@ -270,6 +290,16 @@ impl Run {
         self.summary.first_loss.get_or_insert(result.loss);
         self.summary.last_loss = Some(result.loss);
         Ok(metrics)
+    }
+
+    /// The loss over the data that is not trained on, where it is due: with the parameters as the step has left them.
+    fn validate(&mut self, session: &mut Session, options: &TrainOptions, stop: &AtomicBool) -> Result<Option<f64>, Error> {
+        let (step, last) = (self.position.step, options.schedule.steps);
+        let due = options.validation.as_ref().filter(|v| step == last || v.every.is_some_and(|n| n > 0 && step.is_multiple_of(n)));
+        let Some(v) = due else { return Ok(None) };
+        let loss = evaluate(session, &v.loader, v.batches, stop)?.map(|e| e.loss);
+        self.summary.eval_loss = loss.or(self.summary.eval_loss);
+        Ok(loss)
     }
 
     /// Appends to the log. A disk that is full costs lines, not the training.

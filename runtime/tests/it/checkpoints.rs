@@ -8,7 +8,7 @@ use fp8c_runtime::plan::Plan;
 use fp8c_runtime::schedule::{LrSchedule, Shape};
 use fp8c_runtime::session::{Session, SessionOptions};
 use fp8c_runtime::tensors::TensorFile;
-use fp8c_runtime::trainer::{CheckpointOptions, Earlier, Event, Summary, TrainOptions, train};
+use fp8c_runtime::trainer::{CheckpointOptions, Earlier, Event, Every, Summary, TrainOptions, train};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -25,7 +25,13 @@ fn options(folder: &Path, steps: u64) -> TrainOptions {
         no_decay: vec![],
         data: "teacher".into(),
         log: Some(folder.join("metrics.jsonl")),
-        checkpoint: Some(CheckpointOptions { folder: folder.join("checkpoints"), every: Some(5), keep: Some(2), earlier: Earlier::Resume }),
+        checkpoint: Some(CheckpointOptions {
+            folder: folder.join("checkpoints"),
+            every: Some(Every::Steps(5)),
+            keep: Some(2),
+            earlier: Earlier::Resume,
+        }),
+        validation: None,
     }
 }
 
@@ -427,7 +433,7 @@ fn losses_are_null(folder: &Path) -> usize {
 fn a_child_to_be_killed() {
     let Some(folder) = std::env::var_os("FP8C_TEST_KILL").map(PathBuf::from) else { return };
     let mut options = options(&folder, u64::MAX);
-    options.checkpoint.as_mut().unwrap().every = Some(1);
+    options.checkpoint.as_mut().unwrap().every = Some(Every::Steps(1));
     options.schedule = LrSchedule { shape: Shape::Constant, peak: 0.01, warmup: 0, steps: 100_000 };
     run(&folder, &regression(1), &options, u64::MAX).unwrap();
 }
@@ -436,7 +442,7 @@ fn a_child_to_be_killed() {
 fn a_training_killed_at_any_moment_resumes_bit_for_bit() {
     let folder = tempfile::tempdir().unwrap();
     let mut options = options(folder.path(), 0);
-    options.checkpoint.as_mut().unwrap().every = Some(1);
+    options.checkpoint.as_mut().unwrap().every = Some(Every::Steps(1));
     options.schedule = LrSchedule { shape: Shape::Constant, peak: 0.01, warmup: 0, steps: 100_000 };
     let all = folder.path().join("checkpoints");
     for round in 0..10u64 {

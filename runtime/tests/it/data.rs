@@ -23,7 +23,7 @@ fn open(plan: &Plan, specs: &[String], options: impl Into<DataOptions>) -> Resul
 }
 
 fn refusal(plan: &Plan, specs: &[String], options: impl Into<DataOptions>) -> String {
-    open(plan, specs, options).err().expect("refused")
+    open(plan, specs, options).expect_err("refused")
 }
 
 fn words<const N: usize>(values: &[[u8; N]]) -> Vec<u8> {
@@ -324,7 +324,7 @@ fn damaged_arrays_are_refused() {
     let whole = std::fs::read(&path).unwrap();
     let fails = |bytes: &[u8]| {
         std::fs::write(&path, bytes).unwrap();
-        open(&plan, &specs, Order::Sequential).err().expect("refused")
+        open(&plan, &specs, Order::Sequential).expect_err("refused")
     };
     assert!(fails(&whole[..whole.len() - 1]).contains("shorter"));
     assert!(fails(&whole[..20]).contains("cut off"));

@@ -2,6 +2,7 @@
 
 mod checkpoints;
 mod data;
+mod evaluation;
 mod fixtures;
 mod plan_file;
 mod sessions;

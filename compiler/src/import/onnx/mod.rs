@@ -30,6 +30,27 @@ const IR_VERSIONS: std::ops::RangeInclusive<i64> = 3..=13;
 /// [`Error::Runtime`] when the file cannot be read, [`Error::Model`] when it is damaged, of another version, or uses what is not
 /// supported (subgraph-free dense models of opset 13 to 23 are).
 pub fn read(path: &Path) -> Result<Model, Error> {
+    let (proto, sha256) = parse(path)?;
+    model_of(proto, path, sha256)
+}
+
+/// Reads an ONNX file, and gives the message that it holds too.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_with_message(path: &Path) -> Result<(ModelProto, Model), Error> {
+    let (proto, sha256) = parse(path)?;
+    let model = model_of(proto.clone(), path, sha256)?;
+    Ok((proto, model))
+}
+
+fn model_of(proto: ModelProto, path: &Path, sha256: String) -> Result<Model, Error> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    convert(proto, &mut ExternalFiles::new(folder), sha256).map_err(|reason| Error::Model { path: path.display().to_string(), reason })
+}
+
+/// The message in a file, and the file's digest.
+fn parse(path: &Path) -> Result<(ModelProto, String), Error> {
     let model = |reason| Error::Model { path: path.display().to_string(), reason };
     let input = Input::open(path)?;
     let sha256 = {
@@ -44,8 +65,7 @@ pub fn read(path: &Path) -> Result<Model, Error> {
         return Err(model("was changed while it was read".into()));
     }
     let proto = parsed.map_err(|e| model(format!("is not an ONNX file: {e}")))?;
-    let folder = path.parent().unwrap_or(Path::new("."));
-    convert(proto, &mut ExternalFiles::new(folder), hex(&sha256)).map_err(model)
+    Ok((proto, hex(&sha256)))
 }
 
 /// A reader that digests what passes.

@@ -43,6 +43,7 @@ pub fn find(model: &mut Model, signature: &Signature) -> Found {
     trace.bind_named();
     trace.bind_normalised();
     trace.bind_folded();
+    trace.bind_exported();
     restore::biases(&mut trace);
     trace.bind_phantoms();
     restore::duplicates(&mut trace);
@@ -106,6 +107,20 @@ impl Trace<'_> {
                 let Some(parameter) = self.root(u).filter(|_| fx.reads().any(read)) else { continue };
                 let form = self.folded_form(torch::base(&name), u);
                 self.found.uses.insert(u, Binding { parameter, form });
+            }
+        }
+    }
+
+    /// Parameters that nodes without a trace read under their own names, as those do that `export` adds.
+    fn bind_exported(&mut self) {
+        for parameter in self.missing() {
+            let target = &self.signature.parameters[parameter].target;
+            let untraced = (0..self.model.nodes.len()).filter(|&n| self.fx[n].is_none());
+            let uses = untraced.flat_map(|node| (0..self.model.nodes[node].inputs.len()).map(move |input| Use { node, input }));
+            let own: Vec<Use> = uses.filter(|u| self.model.nodes[u.node].inputs[u.input] == *target).collect();
+            let float = self.initializers.get(target).is_some_and(|&i| self.model.initializers[i].elem.is_float());
+            for u in own.into_iter().filter(|_| float) {
+                self.found.uses.insert(u, Binding { parameter, form: Form::Same });
             }
         }
     }
