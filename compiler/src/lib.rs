@@ -11,6 +11,7 @@ pub mod differentiate;
 pub mod emit;
 mod error;
 pub mod graph;
+pub mod head;
 pub mod import;
 pub mod lower;
 pub mod plan;
@@ -19,6 +20,7 @@ pub mod quantity;
 pub mod recognise;
 pub mod report;
 pub mod sections;
+pub mod sums;
 pub mod text;
 pub mod units;
 
