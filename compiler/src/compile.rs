@@ -8,6 +8,7 @@ use crate::decide::planner::Planner;
 use crate::decide::policy::Policy;
 use crate::differentiate::{Optimizer, TrainOptions, differentiate, untrained};
 use crate::graph::Graph;
+use crate::head::Extents;
 use crate::import::{ImportOptions, Imported, import};
 use crate::plan::assemble::{Header, assemble, persistent_bytes};
 use crate::plan::schedule::Facts;
@@ -16,7 +17,7 @@ use crate::quantity::{Bytes, Seconds};
 use crate::recognise::recognise;
 use crate::sections::sections;
 use crate::units::Program;
-use crate::{Error, check, codegen, lower, report};
+use crate::{Error, check, codegen, head, lower, report, sums};
 use fp8c_kernels::DType;
 use fp8c_kernels::program::ScratchFor;
 use fp8c_runtime::plan::{Fingerprint, Plan, Purpose};
@@ -116,14 +117,18 @@ fn stages_of(imported: Imported, options: &CompileOptions) -> Result<Stages, Err
     verified("compose", &composed)?;
     let stored = storage(composed, options.precision)?;
     verified("storage", &stored)?;
-    let joint = match options.import.infer {
-        true => stored,
-        false => {
+    let sliced = head::slice(stored, purpose(options), Extents::slice_rows)?;
+    verified("slice", &sliced)?;
+    let joint = match purpose(options) {
+        Purpose::Infer => sliced,
+        Purpose::Train => {
             let train = TrainOptions { optimizer: options.optimizer, state_dtype: options.state, accumulation: options.accumulation };
-            differentiate(stored, &train)?
+            differentiate(sliced, &train)?
         }
     };
     verified("differentiate", &joint)?;
+    let joint = sums::in_place(head::turn(joint)?)?;
+    verified("turn", &joint)?;
     let joint = match options.precision {
         Precision::Fp8 => formats::formats(&joint, &options.policy, options.power_of_two_scales)?,
         _ => joint,
@@ -178,6 +183,10 @@ pub fn forms(model: &Path, options: &CompileOptions) -> Result<String, Error> {
     lowered.planner()?.print(options.budget.unwrap_or(Bytes::MAX) - persistent_bytes(&lowered.program))
 }
 
+fn purpose(options: &CompileOptions) -> Purpose {
+    if options.import.infer { Purpose::Infer } else { Purpose::Train }
+}
+
 fn verified(pass: &'static str, graph: &Graph) -> Result<(), Error> {
     graph.verify().map_err(|e| Error::Verify { pass, reason: e.to_string() })
 }
@@ -190,7 +199,7 @@ fn header(model: &Path, options: &CompileOptions, imported: &Imported, budget: B
             compiler: concat!("fp8c ", env!("CARGO_PKG_VERSION")).into(),
             target: options.target.clone(),
         },
-        purpose: if options.import.infer { Purpose::Infer } else { Purpose::Train },
+        purpose: purpose(options),
         target: options.target.clone(),
         precision: options.precision.name().into(),
         budget,

@@ -12,6 +12,7 @@ pub mod emit;
 mod error;
 pub mod export;
 pub mod graph;
+pub mod head;
 pub mod hf;
 pub mod import;
 pub mod lower;
@@ -21,6 +22,7 @@ pub mod quantity;
 pub mod recognise;
 pub mod report;
 pub mod sections;
+pub mod sums;
 pub mod text;
 pub mod units;
 

@@ -47,7 +47,7 @@ pub fn storage(graph: Graph, precision: Precision) -> Result<Graph, Error> {
     }
     let mut pass = Storage {
         head: loss_head(&graph),
-        side: parameter_side(&graph),
+        side: graph.parameter_side(),
         from: &graph,
         rewrite: Rewrite::new(&graph),
         statistic: vec![false; graph.values.len()],
@@ -86,15 +86,6 @@ fn loss_head(graph: &Graph) -> Vec<bool> {
         head[n] = light && node.results.iter().all(leads);
     }
     head
-}
-
-fn parameter_side(graph: &Graph) -> Vec<bool> {
-    let mut side = vec![false; graph.values.len()];
-    for node in &graph.nodes {
-        let of = !matches!(node.op, Op::Input { .. }) && node.inputs.iter().all(|v| side[v.index()]);
-        node.results.iter().for_each(|v| side[v.index()] = of);
-    }
-    side
 }
 
 fn is_view(op: &Op) -> bool {

@@ -12,7 +12,7 @@ use crate::sections::{Sections, sections};
 use crate::units::{BufferId, Program};
 use fp8c_kernels::DType;
 use fp8c_runtime::plan::{Certificate, LayerReport, MatmulReport, Predicted, Report, Role, ValueReport};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 /// Describes a chosen plan.
 ///
@@ -116,7 +116,7 @@ fn block_name(graph: &Graph, sections: &Sections, block: usize) -> String {
     format!("{block} {}", common.join(".")).trim_end().into()
 }
 
-/// Format of each product of a linear layer.
+/// Format of each product of a linear layer; the slices of a loss head's are one.
 fn matmuls(graph: &Graph) -> Result<Vec<MatmulReport>, Error> {
     let mut all: Vec<(NodeId, &str)> = sites(graph)?
         .into_iter()
@@ -126,7 +126,14 @@ fn matmuls(graph: &Graph) -> Result<Vec<MatmulReport>, Error> {
     all.sort();
     let report = |(n, format): (NodeId, &str)| {
         let node = graph.node(n);
-        MatmulReport { site: node.site.to_string(), pass: node.pass.name().into(), format: format.into() }
+        let pass = if node.pass == Pass::Loss { Pass::Fprop } else { node.pass };
+        MatmulReport { site: node.site.to_string(), pass: pass.name().into(), format: format.into() }
     };
-    Ok(all.into_iter().map(report).collect())
+    let mut sliced = HashSet::new();
+    let once = |(n, _): &(NodeId, &str)| {
+        let node = graph.node(*n);
+        let of_head = node.pass == Pass::Loss || graph.node(node.origin).pass == Pass::Loss;
+        !of_head || sliced.insert((node.site.clone(), node.pass))
+    };
+    Ok(all.into_iter().filter(once).map(report).collect())
 }

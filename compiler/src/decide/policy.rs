@@ -72,6 +72,7 @@ impl Policy {
 
     /// The format of a product: `layer` is the module path, `first_block` as in [`super::sites::Site`].
     pub fn format(&self, layer: &str, kind: LayerKind, first_block: bool, pass: Pass) -> Format {
+        let pass = if pass == Pass::Loss { Pass::Fprop } else { pass };
         let user = self.lines.iter().rev().find(|(glob, p, _)| p.is_none_or(|p| p == pass) && glob.is_match(layer));
         match (user, kind, pass) {
             (Some((_, _, format)), _, _) => *format,

@@ -42,7 +42,7 @@ pub fn sites(graph: &Graph) -> Result<Vec<Site>, Error> {
         let Some((a, b)) = operands(graph, node) else { continue };
         let (wa, wb) = (weight_of(graph, a.0).is_some(), weight_of(graph, b.0));
         let weight = match (node.pass, wa, wb.is_some()) {
-            (Pass::Fprop, false, true) => {
+            (Pass::Fprop | Pass::Loss, false, true) => {
                 let kind = kind(graph, &users, a.0, node.results[0], wb);
                 layers.insert(n, (kind, !later || sections.in_first_block(n)));
                 behind[node.results[0].index()] = true;
@@ -116,7 +116,7 @@ fn leads_to_loss(graph: &Graph, users: &[Vec<NodeId>], from: ValueId) -> bool {
     let mut open = vec![from];
     let mut seen = std::collections::HashSet::new();
     while let Some(v) = open.pop() {
-        for &u in users[v.index()].iter().filter(|u| graph.node(**u).pass == Pass::Fprop) {
+        for &u in users[v.index()].iter().filter(|u| graph.node(**u).pass.gives_values()) {
             let node = graph.node(u);
             match &node.op {
                 Op::CrossEntropy(_) | Op::Softmax { log: true } => return true,

@@ -36,6 +36,16 @@ impl Graph {
         users
     }
 
+    /// For each value: whether no input reaches it, so that parameters and constants alone make it.
+    pub fn parameter_side(&self) -> Vec<bool> {
+        let mut side = vec![false; self.values.len()];
+        for node in &self.nodes {
+            let of = !matches!(node.op, Op::Input { .. }) && node.inputs.iter().all(|v| side[v.index()]);
+            node.results.iter().for_each(|v| side[v.index()] = of);
+        }
+        side
+    }
+
     /// Keeps the named nodes, in the given order, and numbers nodes and values anew. Outputs, loss and gradients follow their values.
     ///
     /// # Errors

@@ -10,7 +10,7 @@
 //! 3. sources (inputs, parameters, states, constants, control) come first and have names of their own;
 //! 4. an update's aliased results have the type of the state they replace, and nothing reads the old state afterwards;
 //! 5. epochs never decrease along the node list: forward, backward, update;
-//! 6. a node of the forward pass is its own origin; that of any other is a node of the forward pass, or itself.
+//! 6. a node that gives values is its own origin; that of any other is one that gives values, or itself.
 
 mod build;
 pub mod edit;
@@ -80,7 +80,7 @@ impl TensorType {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Epoch {
     Forward,
-    /// The backward pass, recomputed forward nodes included.
+    /// The backward pass, recomputed forward nodes and loss heads included.
     Backward,
     /// Gradient norm, clipping and the optimizer.
     Update,
@@ -92,6 +92,9 @@ pub enum Epoch {
 pub enum Pass {
     /// Values: of a linear layer Y = X W.
     Fprop,
+    /// Values of a loss head, which runs slice by slice beside its gradients. Its products count as fprop in a policy.
+    #[serde(skip_deserializing)]
+    Loss,
     /// Gradients of what depends on an input of the graph: dX = dY W^T.
     Dgrad,
     /// Gradients of parameters alone: dW = X^T dY.
@@ -106,16 +109,22 @@ impl Pass {
     pub fn name(self) -> &'static str {
         match self {
             Pass::Fprop => "fprop",
+            Pass::Loss => "loss",
             Pass::Dgrad => "dgrad",
             Pass::Wgrad => "wgrad",
             Pass::Update => "update",
         }
     }
 
+    /// True where results are values of the model, not their gradients or updates.
+    pub fn gives_values(self) -> bool {
+        matches!(self, Pass::Fprop | Pass::Loss)
+    }
+
     pub fn epoch(self) -> Epoch {
         match self {
             Pass::Fprop => Epoch::Forward,
-            Pass::Dgrad | Pass::Wgrad => Epoch::Backward,
+            Pass::Loss | Pass::Dgrad | Pass::Wgrad => Epoch::Backward,
             Pass::Update => Epoch::Update,
         }
     }
@@ -125,7 +134,7 @@ impl Pass {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Provenance {
     pub pass: Pass,
-    /// The node of the forward pass that it differentiates or updates; `None` where that is the node itself.
+    /// The node that it differentiates or updates; `None` where that is the node itself.
     pub origin: Option<NodeId>,
     /// As in [`Node`].
     pub site: Arc<str>,
@@ -144,7 +153,7 @@ pub struct Node {
     pub inputs: Vec<ValueId>,
     pub results: Vec<ValueId>,
     pub pass: Pass,
-    /// The node of the forward pass that it differentiates or updates, or itself.
+    /// The node that it differentiates or updates, or itself.
     pub origin: NodeId,
     /// Where the node comes from, for messages, reports and layer globs: the PyTorch module path where the model carries it, then the
     /// ONNX node's name; derived nodes keep the name of what they derive from.

@@ -113,6 +113,7 @@ impl Reader {
         let (mut pass, mut origin) = (Pass::Fprop, None);
         while !line.has('@') {
             match line.word()?.as_str() {
+                "loss" => pass = Pass::Loss,
                 "dgrad" => pass = Pass::Dgrad,
                 "wgrad" => pass = Pass::Wgrad,
                 "update" => pass = Pass::Update,

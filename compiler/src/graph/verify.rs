@@ -52,10 +52,10 @@ impl Graph {
     /// Invariant 6.
     fn origin(&self, n: usize) -> Result<(), String> {
         let (node, own) = (&self.nodes[n], NodeId(n as u32));
-        let forward = |o: NodeId| o < own && self.nodes[o.index()].pass == Pass::Fprop;
-        match node.origin == own || (node.pass != Pass::Fprop && forward(node.origin)) {
+        let value = |o: NodeId| o < own && self.nodes[o.index()].pass.gives_values();
+        match node.origin == own || (!node.pass.gives_values() && value(node.origin)) {
             true => Ok(()),
-            false => Err(format!("{} has the origin {}, which is no node of the forward pass", self.name(n), node.origin.0)),
+            false => Err(format!("{} has the origin {}, which is no node that gives values", self.name(n), node.origin.0)),
         }
     }
 

@@ -137,7 +137,9 @@ impl Sections {
         for (s, kind) in self.kinds.iter().enumerate() {
             let nodes = || (0..).map(NodeId).zip(&graph.nodes).filter(|(n, node)| self.of(*n) == s && !node.op.is_source());
             let count = |pass| nodes().filter(|(_, n)| n.pass == pass).count();
-            let passes = [Pass::Fprop, Pass::Dgrad, Pass::Wgrad, Pass::Update].map(|p| format!("{} {}", count(p), p.name()));
+            let all = [Pass::Fprop, Pass::Loss, Pass::Dgrad, Pass::Wgrad, Pass::Update].into_iter();
+            let passes: Vec<String> =
+                all.filter(|&p| p != Pass::Loss || count(p) > 0).map(|p| format!("{} {}", count(p), p.name())).collect();
             let mut forward = nodes().filter(|(_, n)| n.pass == Pass::Fprop).map(|(_, n)| n.site.as_ref());
             let first = forward.next().unwrap_or("");
             let last = forward.last().unwrap_or(first);

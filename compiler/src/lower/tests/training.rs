@@ -2,7 +2,9 @@
 
 use super::*;
 use crate::differentiate::{Optimizer, TrainOptions, differentiate};
+use crate::{head, sums};
 use fp8c_kernels::program::{FloatBits, Mask};
+use fp8c_runtime::plan::Purpose;
 
 const F: DType = DType::F32;
 
@@ -76,6 +78,32 @@ fn a_transformer_trains_a_step_as_the_interpreter_does() {
         transformer(&mut c);
         c.check_graph(&joint(&c, optimizer, accumulation), true);
     }
+}
+
+/// The joint graph of a case with loss heads of slices of so many rows.
+fn sliced(c: &Case, accumulation: u32, rows: u64) -> Graph {
+    let (graph, _) = c.graph.sources_first().unwrap();
+    let graph = head::slice(graph, Purpose::Train, |_| rows).unwrap();
+    let joint = differentiate(graph, &TrainOptions { optimizer: Optimizer::AdamW, state_dtype: F, accumulation }).unwrap();
+    sums::in_place(head::turn(joint).unwrap()).unwrap()
+}
+
+#[test]
+fn a_sliced_loss_head_trains_a_step_as_the_interpreter_does() {
+    for (accumulation, rows) in [(1, 4), (1, 6), (2, 8)] {
+        let mut c = Case::new();
+        transformer(&mut c);
+        c.check_graph(&sliced(&c, accumulation, rows), true);
+    }
+}
+
+#[test]
+fn a_slice_of_a_loss_head_is_four_launches() {
+    let mut c = Case::new();
+    transformer(&mut c);
+    let count = |rows| lower(&sliced(&c, 1, rows), Options::default()).unwrap().units.len();
+    // Three products, and one pass over the logits that gives their loss and their gradient.
+    assert_eq!(count(2) - count(4), 4 * 4);
 }
 
 #[test]
