@@ -14,6 +14,7 @@ pub mod graph;
 pub mod import;
 pub mod lower;
 pub mod plan;
+pub mod parameters;
 pub mod precision;
 pub mod quantity;
 pub mod recognise;

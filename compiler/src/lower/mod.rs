@@ -7,6 +7,7 @@
 mod absorb;
 mod access;
 mod assemble;
+mod early;
 mod core;
 mod expand;
 mod fuse;

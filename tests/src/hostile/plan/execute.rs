@@ -39,7 +39,7 @@ fn work(kernel: &Kernel) -> u128 {
             product(&[k.batch, k.cin, k.cout]).saturating_mul(x.max(y)).saturating_mul(w)
         }
         Kernel::Pool(k) => product(&[k.planes]).saturating_mul(product(&k.window.output)).saturating_mul(product(&k.window.kernel)),
-        Kernel::Quantize(_) | Kernel::ScatterAdd(_) | Kernel::Scan(_) => 0,
+        Kernel::Quantize(_) | Kernel::ScatterAdd(_) | Kernel::Scan(_) | Kernel::Update(_) => 0,
     };
     own.saturating_add(kernel.args().iter().map(|a| u128::from(a.elements)).sum())
 }
