@@ -7,8 +7,8 @@
 mod absorb;
 mod access;
 mod assemble;
-mod early;
 mod core;
+mod early;
 mod expand;
 mod fuse;
 mod kernels;

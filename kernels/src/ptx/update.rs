@@ -78,15 +78,20 @@ impl<'c> Step<'c, '_, '_> {
     /// The lane's elements of an argument, zeros where there are none.
     fn load(&self, arg: usize, dtype: DType) -> Four<'c> {
         let b = self.b;
+        let cells = [(); LANES].map(|()| b.cell(b.f32(0.0)));
+        // Reads of what another lane writes would be races, even if they were forgotten.
         if self.whole_lanes() {
-            let inside = self.inside(0);
-            let values = b.load_elems(b.arg(arg), dtype, b.select(inside, self.first, b.i64(0)), LANES);
-            return [0, 1, 2, 3].map(|i| b.select(inside, b.to_float(values[i]), b.f32(0.0)));
+            b.if_then(self.inside(0), || {
+                let values = b.load_elems(b.arg(arg), dtype, self.first, LANES);
+                cells.iter().zip(values).for_each(|(cell, x)| b.set(cell, b.to_float(x)));
+            });
+        } else {
+            for (i, cell) in cells.iter().enumerate() {
+                let load = || b.load_elem(b.arg(arg), dtype, b.addc(self.first, i as i64));
+                b.if_then(self.inside(i), || b.set(cell, b.to_float(load())));
+            }
         }
-        [0, 1, 2, 3].map(|i| {
-            let at = b.select(self.inside(i), b.addc(self.first, i as i64), b.i64(0));
-            b.select(self.inside(i), b.to_float(b.load_elem(b.arg(arg), dtype, at)), b.f32(0.0))
-        })
+        cells.map(|cell| b.get(&cell))
     }
 
     fn store(&self, arg: usize, dtype: DType, x: Four<'c>) {
@@ -208,6 +213,8 @@ impl<'c> Step<'c, '_, '_> {
         });
         self.store(arg, k.moments, codes);
         let word = b.or(b.bits(largest), exponent);
+        // Every lane has read the old one.
+        b.warp_barrier();
         b.if_then(b.eqc(self.lane, 0), || b.store(b.at(b.arg(arg + 1), self.group, 4), word, 4));
     }
 

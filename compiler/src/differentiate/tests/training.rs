@@ -61,7 +61,10 @@ fn several_micro_batches_sum_into_a_persistent_buffer() {
     for g in &joint.gradients {
         let node = joint.def(g.value);
         assert_eq!((&node.op, node.epoch()), (&Op::AccumulateGradient, Epoch::Backward));
-        assert_eq!(joint.def(node.inputs[0]).op, Op::State { parameter: g.parameter, slot: GRADIENT_SLOT, dtype: DType::F32, grouped: false });
+        assert_eq!(
+            joint.def(node.inputs[0]).op,
+            Op::State { parameter: g.parameter, slot: GRADIENT_SLOT, dtype: DType::F32, grouped: false }
+        );
     }
     assert!(joint.nodes.iter().any(|n| n.op == Op::FinishNorm { accumulation: 4 }));
 }

@@ -71,7 +71,13 @@ fn element(k: &Update, c: &[f32], decay: f32, p: f32, g: f32, m: &mut [f32]) -> 
         }
         Rule::Lion => {
             let toward = mix(m[0], g, b1);
-            let sign = if toward > 0.0 { 1.0 } else if toward < 0.0 { -1.0 } else { toward };
+            let sign = if toward > 0.0 {
+                1.0
+            } else if toward < 0.0 {
+                -1.0
+            } else {
+                toward
+            };
             m[0] = mix(m[0], g, b2);
             kept - sign * rate
         }
