@@ -77,7 +77,8 @@ pub fn unguarded(s: &Subject) -> Vec<Bent> {
     let guarded =
         |&(at, _): &(usize, usize)| matches!(s.plan.kernels[s.steps()[at].1.kernel as usize].kernel, Kernel::Update(k) if k.guarded);
     s.bend(updates(s).into_iter().filter(guarded).collect(), |b, (at, _)| {
-        let mut entry = b.plan.kernels[b.step(at).kernel as usize].clone();
+        let kernel = b.step(at).kernel as usize;
+        let mut entry = b.plan.kernels[kernel].clone();
         if let Kernel::Update(k) = &mut entry.kernel {
             k.guarded = false;
         }
