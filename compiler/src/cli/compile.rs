@@ -53,7 +53,7 @@ fn smaller(e: Error, model: &Path, options: &CompileOptions) -> Failure {
     let early = CompileOptions { clip: Clip::Previous, ..options.clone() };
     let whole_gradients = least.is_some() && options.clip == Clip::Exact && options.accumulation == 1 && !options.import.infer;
     let savings = [
-        ("--clip previous, with which this budget suffices", whole_gradients && run_compile(model, &early).is_ok()),
+        ("--clip previous (which fits this budget)", whole_gradients && run_compile(model, &early).is_ok()),
         ("--opt-state bf16", options.state == DType::F32),
         ("--opt-state e4m3", options.state == DType::Bf16),
         ("--master bf16-sr", options.master == DType::F32),
@@ -154,6 +154,10 @@ fn options(a: &Compile) -> Result<CompileOptions, Failure> {
     };
     if a.precision_policy.is_some() && precision != Precision::Fp8 {
         return Err(Failure::usage("--precision-policy chooses formats of an fp8 plan, and this one is not", "add --precision fp8"));
+    }
+    if a.clip == ClipArg::Previous && a.grad_accumulation > 1 {
+        let rule = "--clip previous applies each gradient as soon as it is there, and --grad-accumulation sums them first";
+        return Err(Failure::usage(rule, "leave out one of the two"));
     }
     let policy = a.precision_policy.as_deref().map(Policy::read).transpose()?.unwrap_or_default();
     let threads = a.threads.unwrap_or(THREADS);

@@ -135,7 +135,7 @@ fn lion(n: &Numbers, p: &mut [f32; G], g: &[f32; G], m: &mut [f32; G]) {
     for i in 0..G {
         let g = g[i] * n.multiplier;
         let toward = m[i] * n.betas[0] + g * n.rests[0];
-        let sign = if toward > 0.0 || toward < 0.0 { 1f32.copysign(toward) } else { toward };
+        let sign = if toward.abs() > 0.0 { 1f32.copysign(toward) } else { toward };
         p[i] = p[i] * n.kept - sign * n.rate;
         m[i] = m[i] * n.betas[1] + g * n.rests[1];
     }
@@ -221,8 +221,8 @@ impl Group<'_> {
         let (l, first) = (self.launch, (self.first / 8) as u32);
         let mut words = [[0u32; BLOCKS]; 4];
         // One loop over blocks, which becomes vector code.
-        for i in 0..BLOCKS {
-            let block = philox(l.key, [first + i as u32, l.site, l.stream[0], l.stream[1]]);
+        for (i, counter) in (0..BLOCKS).zip(first..) {
+            let block = philox(l.key, [counter, l.site, l.stream[0], l.stream[1]]);
             (0..4).for_each(|w| words[w][i] = block[w]);
         }
         for (i, eight) in noise.chunks_exact_mut(8).enumerate() {
