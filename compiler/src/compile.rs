@@ -10,6 +10,7 @@ use crate::differentiate::{Optimizer, TrainOptions, differentiate, untrained};
 use crate::graph::Graph;
 use crate::head::Extents;
 use crate::import::{ImportOptions, Imported, import};
+use crate::parameters::parameters;
 use crate::plan::assemble::{Header, assemble, persistent_bytes};
 use crate::plan::schedule::Facts;
 use crate::precision::{Precision, storage};
@@ -20,7 +21,7 @@ use crate::units::Program;
 use crate::{Error, check, codegen, head, lower, report, sums};
 use fp8c_kernels::DType;
 use fp8c_kernels::program::ScratchFor;
-use fp8c_runtime::plan::{Fingerprint, Plan, Purpose};
+use fp8c_runtime::plan::{Clip, Fingerprint, Plan, Purpose};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -43,6 +44,11 @@ pub struct CompileOptions {
     pub power_of_two_scales: bool,
     pub optimizer: Optimizer,
     pub state: DType,
+    /// How trained parameters are stored: f32, or bf16 with stochastic rounding.
+    pub master: DType,
+    /// How parameters that are not trained are stored where products alone read them: f32 or bf16.
+    pub frozen: DType,
+    pub clip: Clip,
     pub accumulation: u32,
     /// CPU threads that scratch memory is planned for.
     pub threads: usize,
@@ -115,14 +121,17 @@ fn stages_of(imported: Imported, options: &CompileOptions) -> Result<Stages, Err
     verified("recognise", &recognised)?;
     let composed = compose(&recognised)?;
     verified("compose", &composed)?;
-    let stored = storage(composed, options.precision)?;
+    let narrowed = parameters(composed, options.master, options.frozen)?;
+    verified("parameters", &narrowed)?;
+    let stored = storage(narrowed, options.precision)?;
     verified("storage", &stored)?;
     let sliced = head::slice(stored, purpose(options), Extents::slice_rows)?;
     verified("slice", &sliced)?;
     let joint = match purpose(options) {
         Purpose::Infer => sliced,
         Purpose::Train => {
-            let train = TrainOptions { optimizer: options.optimizer, state_dtype: options.state, accumulation: options.accumulation };
+            let (optimizer, state_dtype) = (options.optimizer, options.state);
+            let train = TrainOptions { optimizer, state_dtype, accumulation: options.accumulation, clip: options.clip };
             differentiate(sliced, &train)?
         }
     };
@@ -204,6 +213,7 @@ fn header(model: &Path, options: &CompileOptions, imported: &Imported, budget: B
         precision: options.precision.name().into(),
         budget,
         accumulation: options.accumulation,
+        clip: options.clip,
         inputs: imported.inputs.clone(),
         optimizer: (!options.import.infer).then(|| options.optimizer.name().to_string()),
     }

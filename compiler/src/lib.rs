@@ -16,6 +16,7 @@ pub mod head;
 pub mod hf;
 pub mod import;
 pub mod lower;
+pub mod parameters;
 pub mod plan;
 pub mod precision;
 pub mod quantity;

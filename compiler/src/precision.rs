@@ -175,6 +175,8 @@ impl Storage<'_> {
                 let data = rounded.map_err(|e| Error::graph(&node.site, e))?.remove(0);
                 self.rewrite.add_source(Op::Constant(Arc::new(data)), ty)
             }
+            // Widened from what is stored in bf16.
+            Op::Map(expr, _) if *expr == Expr::identity() && to.ty(node.inputs[0]).dtype == DType::Bf16 => node.inputs[0],
             op if is_view(op) => {
                 let source = self.narrow(node.inputs[0])?;
                 self.rewrite.add_beside(v, op.clone(), &[source])?[0]

@@ -14,7 +14,7 @@ use fp8c::quantity::Bytes;
 use fp8c_kernels::DType;
 use fp8c_runtime::data::{Loader, Order};
 use fp8c_runtime::hyper::Hyper;
-use fp8c_runtime::plan::{PlanFile, Role};
+use fp8c_runtime::plan::{Clip, PlanFile, Role};
 use fp8c_runtime::session::{Batch, Session, SessionOptions};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -47,6 +47,9 @@ pub fn options(precision: Precision, budget: Option<u64>) -> CompileOptions {
         power_of_two_scales: false,
         optimizer: Optimizer::AdamW,
         state: if precision == Precision::F32 { DType::F32 } else { DType::Bf16 },
+        master: DType::F32,
+        frozen: if precision == Precision::F32 { DType::F32 } else { DType::Bf16 },
+        clip: Clip::Exact,
         accumulation: 1,
         threads: THREADS,
     }

@@ -1,6 +1,6 @@
 //! Makes a bent plan fit together again where that takes no thought: lifetimes, unused tensors, the size of the arena.
 
-use fp8c_runtime::plan::{ALIGN, Plan, Role, Tensor, TensorId};
+use fp8c_runtime::plan::{ALIGN, Clip, Plan, Role, Tensor, TensorId};
 use std::collections::HashSet;
 
 /// True for what steps pass to each other.
@@ -19,7 +19,8 @@ pub fn settle(plan: &mut Plan) {
     }
     let end = (plan.schedule.micro.len() + plan.schedule.update.len()).saturating_sub(1) as u32;
     let ports = plan.inputs.iter().chain(&plan.outputs).map(|p| p.tensor).chain(plan.loss);
-    let pinned: HashSet<TensorId> = ports.chain(plan.parameters.iter().filter_map(|p| p.gradient)).collect();
+    let gradients = plan.parameters.iter().filter_map(|p| p.gradient.filter(|_| plan.clip == Clip::Exact));
+    let pinned: HashSet<TensorId> = ports.chain(gradients).collect();
     let zeroed: HashSet<TensorId> = plan.zeroed_gradients().into_iter().collect();
     let mut kept = vec![false; plan.tensors.len()];
     for ((i, t), used) in plan.tensors.iter_mut().enumerate().zip(&uses) {

@@ -3,7 +3,7 @@
 use crate::graph::{Graph, Op};
 use crate::units::{BufferId, Program};
 use fp8c_kernels::program::{Kernel, ScratchFor};
-use fp8c_runtime::plan::{Parameter, Plan, Role, Step, Tensor, TensorId};
+use fp8c_runtime::plan::{Clip, Parameter, Plan, Role, Step, Tensor, TensorId};
 use std::collections::HashMap;
 
 /// The tensors that the trainer knows by the names of what they hold.
@@ -81,7 +81,10 @@ impl Homes {
                 if finder.program.buffers[b.0 as usize].persistent {
                     self.persistent[b.0 as usize] = Some(id);
                 }
-                self.results.push((b, id));
+                // One that is applied as soon as it is there is nobody else's.
+                if finder.plan.clip == Clip::Exact {
+                    self.results.push((b, id));
+                }
                 Ok(())
             }
             (None, None) => Ok(()),

@@ -158,8 +158,19 @@ impl Replayer<'_> {
         let step = if at < micro.len() { &micro[at] } else { &plan.schedule.update[at - micro.len()] };
         let site = &program.unit(unit).site;
         let named = |reason| format!("step {at} ({site}) {reason}");
+        if let Some(b) = self.trained(unit).filter(|_| at < micro.len()) {
+            return Err(named(format!("changes {}, which only the update may", self.name(b))));
+        }
         self.reads(step, unit).map_err(named)?;
         self.writes(step, unit).map_err(named)
+    }
+
+    /// A parameter or a moment that a unit changes; gradients that are summed are neither.
+    fn trained(&self, unit: u32) -> Option<BufferId> {
+        let lasts = |b: BufferId| matches!(self.program.buffers[b.0 as usize].role, Role::Parameter | Role::State);
+        let summed = |b: BufferId| self.program.gradients.iter().any(|(_, g)| *g == b);
+        let mut written = self.versions.touches(unit).iter().filter(|t| t.mode != Mode::Read).map(|t| t.buffer);
+        written.find(|&b| lasts(b) && !summed(b))
     }
 
     fn reads(&mut self, step: &Step, unit: u32) -> Result<(), String> {

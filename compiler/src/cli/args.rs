@@ -83,6 +83,25 @@ pub enum OptimizerArg {
 pub enum StateArg {
     F32,
     Bf16,
+    E4m3,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum MasterArg {
+    F32,
+    Bf16Sr,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FrozenArg {
+    F32,
+    Bf16,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ClipArg {
+    Exact,
+    Previous,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -161,6 +180,16 @@ pub struct Compile {
     /// Format of the optimizer's state; default f32 under --precision f32, else bf16.
     #[arg(long, value_enum)]
     pub opt_state: Option<StateArg>,
+    /// How trained parameters are stored: f32, or bf16 with stochastic rounding.
+    #[arg(long, value_enum, default_value = "f32")]
+    pub master: MasterArg,
+    /// How weights that are not trained are stored; default f32 under --precision f32, else bf16.
+    #[arg(long, value_enum)]
+    pub frozen: Option<FrozenArg>,
+    /// The norm that --grad-clip compares: exact, this step's, which needs all gradients at once; or previous, that of the step before, so
+    /// that each parameter is updated within the backward pass and its gradient is gone with that.
+    #[arg(long, value_enum, default_value = "exact")]
+    pub clip: ClipArg,
     /// Micro-batches whose gradients are summed before an update.
     #[arg(long, default_value_t = 1, value_parser = whole::<u32>(1..=65536), allow_hyphen_values = true)]
     pub grad_accumulation: u32,

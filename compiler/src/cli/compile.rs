@@ -1,6 +1,6 @@
 //! `fp8c compile` and `fp8c check`.
 
-use super::args::{Check, Compile, EmitArg, ModelArgs, OptimizerArg, PrecisionArg, ScaleArg, StateArg};
+use super::args::{Check, ClipArg, Compile, EmitArg, FrozenArg, MasterArg, ModelArgs, OptimizerArg, PrecisionArg, ScaleArg, StateArg};
 use super::failure::{Failure, any_of, unsupported};
 use super::{Done, Output, print, tell};
 use crate::compile::{CompileOptions, Compiled, THREADS, compile as run_compile, stages};
@@ -14,9 +14,10 @@ use crate::sections::sections;
 use crate::{Error, emit, lower};
 use fp8c_kernels::DType;
 use fp8c_runtime::files::Replaces;
+use fp8c_runtime::plan::Clip;
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// Extents of a dimension.
@@ -32,7 +33,7 @@ pub fn compile(a: &Compile, output: Output) -> Done {
     let path = a.output.clone().unwrap_or_else(|| default_output(a));
     // Before the work is done for it; a model or its weights are no plans, so no plan replaces them.
     Replaces::Plan.check(&path)?;
-    let mut compiled = run_compile(&a.model.model, &options).map_err(|e| smaller(e, &options))?;
+    let mut compiled = run_compile(&a.model.model, &options).map_err(|e| smaller(e, &a.model.model, &options))?;
     emit::write(&mut compiled, &path)?;
     for note in &compiled.notes {
         output.say(format!("note: {note}"));
@@ -46,11 +47,16 @@ pub fn compile(a: &Compile, output: Output) -> Done {
 }
 
 /// A refusal; for want of memory with what else would save some.
-fn smaller(e: Error, options: &CompileOptions) -> Failure {
+fn smaller(e: Error, model: &Path, options: &CompileOptions) -> Failure {
     let least = if let Error::Infeasible { least, .. } = &e { Some(least.0) } else { None };
     let mut failure = Failure::from(e);
+    let early = CompileOptions { clip: Clip::Previous, ..options.clone() };
+    let whole_gradients = least.is_some() && options.clip == Clip::Exact && options.accumulation == 1 && !options.import.infer;
     let savings = [
-        ("--opt-state bf16", options.state != DType::Bf16),
+        ("--clip previous (which fits this budget)", whole_gradients && run_compile(model, &early).is_ok()),
+        ("--opt-state bf16", options.state == DType::F32),
+        ("--opt-state e4m3", options.state == DType::Bf16),
+        ("--master bf16-sr", options.master == DType::F32),
         ("--precision fp8", options.precision != Precision::Fp8),
         ("--optimizer sgd", options.optimizer == Optimizer::AdamW),
     ];
@@ -75,6 +81,9 @@ fn summary(c: &Compiled, path: &std::path::Path, seconds: f64) {
     if plan.loss.is_some() {
         tell(format!("             {} in usual mixed precision with everything kept", Bytes(r.baseline_peak_bytes)));
         let get = |k: &str| Bytes(r.decisions.get(k).copied().unwrap_or(0));
+        if plan.clip == Clip::Previous {
+            tell("  update     within the backward pass; gradients are clipped by the norm of the step before");
+        }
         tell(format!("  backward   keeps {} ({} of it in E4M3), recomputes {}", get("keep"), get("keep_e4m3"), get("recompute")));
         let again = 100.0 * r.predicted.recompute_seconds / r.predicted.step_seconds.max(1e-12);
         tell(format!("  predicted  {:.3} s a step on {}, {again:.1}% of it recomputation", r.predicted.step_seconds, plan.target));
@@ -131,6 +140,11 @@ fn options(a: &Compile) -> Result<CompileOptions, Failure> {
     };
     let state = match (a.opt_state, precision) {
         (Some(StateArg::F32), _) | (None, Precision::F32) => DType::F32,
+        (Some(StateArg::E4m3), _) => DType::E4m3,
+        _ => DType::Bf16,
+    };
+    let frozen = match (a.frozen, precision) {
+        (Some(FrozenArg::F32), _) | (None, Precision::F32) => DType::F32,
         _ => DType::Bf16,
     };
     let optimizer = match a.optimizer {
@@ -140,6 +154,10 @@ fn options(a: &Compile) -> Result<CompileOptions, Failure> {
     };
     if a.precision_policy.is_some() && precision != Precision::Fp8 {
         return Err(Failure::usage("--precision-policy chooses formats of an fp8 plan, and this one is not", "add --precision fp8"));
+    }
+    if a.clip == ClipArg::Previous && a.grad_accumulation > 1 {
+        let rule = "--clip previous applies each gradient as soon as it is there, and --grad-accumulation sums them first";
+        return Err(Failure::usage(rule, "leave out one of the two"));
     }
     let policy = a.precision_policy.as_deref().map(Policy::read).transpose()?.unwrap_or_default();
     let threads = a.threads.unwrap_or(THREADS);
@@ -153,6 +171,9 @@ fn options(a: &Compile) -> Result<CompileOptions, Failure> {
         power_of_two_scales: a.scales == ScaleArg::Pow2,
         optimizer,
         state,
+        master: if a.master == MasterArg::Bf16Sr { DType::Bf16 } else { DType::F32 },
+        frozen,
+        clip: if a.clip == ClipArg::Previous { Clip::Previous } else { Clip::Exact },
         accumulation: a.grad_accumulation,
         threads,
     })

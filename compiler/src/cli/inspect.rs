@@ -3,7 +3,7 @@
 use super::args::Inspect;
 use super::{Done, Output, print};
 use crate::quantity::Bytes;
-use fp8c_runtime::plan::{Labels, Plan, PlanFile};
+use fp8c_runtime::plan::{Clip, Labels, Plan, PlanFile};
 use serde_json::{Value, json};
 
 /// Shows a plan file.
@@ -42,6 +42,7 @@ pub fn document(plan: &Plan) -> Value {
         "precision": plan.precision,
         "optimizer": plan.optimizer,
         "accumulation": plan.accumulation,
+        "clip": plan.clip,
         "budget_bytes": plan.budget_bytes,
         "least_budget_bytes": r.least_budget_bytes,
         "peak_bytes": { "device": plan.arena_bytes, "host": 0, "disk": 0 },
@@ -79,6 +80,11 @@ fn text(plan: &Plan) -> String {
         |trained: bool| -> u64 { plan.parameters.iter().filter(|p| p.trainable == trained).map(|p| p.shape.iter().product::<u64>()).sum() };
     out.push(format!("parameters  {} trained, {} not", elements(true), elements(false)));
     if plan.loss.is_some() {
+        out.push(format!(
+            "update      {}, gradients clipped by the {} norm",
+            if plan.clip == Clip::Previous { "within the backward pass" } else { "when all gradients are there" },
+            if plan.clip == Clip::Previous { "previous step's" } else { "step's own" },
+        ));
         out.push(format!(
             "saved       {} from forward to backward, {} in usual mixed precision",
             Bytes(r.saved_bytes),

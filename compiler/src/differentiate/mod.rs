@@ -30,39 +30,24 @@ mod tests;
 mod update;
 mod views;
 
+pub use fp8c_kernels::program::Rule as Optimizer;
 pub use update::GRADIENT_SLOT;
 
 use crate::Error;
 use crate::graph::*;
 use fp8c_kernels::DType;
-
-/// Which optimizer updates the parameters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Optimizer {
-    AdamW,
-    Sgd,
-    Lion,
-}
-
-impl Optimizer {
-    /// The name that the command line and plans use.
-    pub fn name(self) -> &'static str {
-        match self {
-            Optimizer::AdamW => "adamw",
-            Optimizer::Sgd => "sgd",
-            Optimizer::Lion => "lion",
-        }
-    }
-}
+use fp8c_runtime::plan::Clip;
 
 /// How a model is trained, as far as the graph shows it.
 #[derive(Clone, Copy, Debug)]
 pub struct TrainOptions {
     pub optimizer: Optimizer,
-    /// Format of the optimizer's moments: f32 or bf16.
+    /// Format of the optimizer's moments: f32, bf16 or E4M3.
     pub state_dtype: DType,
     /// Micro-batches whose gradients are summed before an update.
     pub accumulation: u32,
+    /// What clips gradients, and so when parameters can be updated.
+    pub clip: Clip,
 }
 
 /// Adds the backward pass and the update to a forward graph.

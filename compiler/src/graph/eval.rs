@@ -102,7 +102,7 @@ fn dispatch(op: &Op, inputs: &[&Tensor], types: &[TensorType], rounding: Roundin
         Op::Rotary { rotated, interleaved, inverse } => one(composite::rotary(*rotated, *interleaved, *inverse, inputs)?),
         Op::CrossEntropy(c) => composite::cross_entropy(c, inputs, types),
         Op::CrossEntropyGrad(c) => one(composite::cross_entropy_grad(c, inputs)?),
-        Op::SumSquares | Op::FinishNorm { .. } | Op::AdamW | Op::Sgd | Op::Lion | Op::AccumulateGradient => update::eval(op, inputs),
+        Op::SumSquares | Op::FinishNorm { .. } | Op::Optimize(_) | Op::AccumulateGradient => update::eval(op, inputs),
         Op::Input { .. } | Op::Parameter(_) | Op::State { .. } | Op::Control | Op::DecayOf(_) => Err("has no value at compile time".into()),
         Op::Quantize { .. } | Op::ScaledMatmul { .. } => Err("is not evaluated by the reference".into()),
     }

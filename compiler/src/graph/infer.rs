@@ -22,8 +22,9 @@ impl Op {
             Op::Input { .. } => Err("has no type of its own".into()),
             Op::Parameter(p) => one(parameters.get(*p).ok_or("names no parameter")?.ty.clone()),
             Op::Constant(data) => one(data.ty.clone()),
-            Op::State { parameter, dtype, .. } => {
-                one(TensorType::new(*dtype, parameters.get(*parameter).ok_or("names no parameter")?.ty.shape.clone()))
+            Op::State { parameter, dtype, grouped, .. } => {
+                let of = &parameters.get(*parameter).ok_or("names no parameter")?.ty;
+                one(TensorType::new(*dtype, if *grouped { vec![groups(of.elements())] } else { of.shape.clone() }))
             }
             Op::Control => one(f32_of(&[fp8c_runtime::plan::Control::LEN as u64])),
             Op::DecayOf(_) => one(f32_of(&[1])),
@@ -244,10 +245,17 @@ impl Op {
                 need(inputs[0].shape == inputs[1].shape, "a buffer of the gradient's shape")?;
                 one(same(0))
             }
-            Op::AdamW | Op::Sgd | Op::Lion => {
-                let moments = n - 4;
-                need(inputs[1..2 + moments].iter().all(|t| t.shape == inputs[0].shape), "a gradient and moments of the parameter's shape")?;
-                Ok(std::iter::once(same(0)).chain((2..2 + moments).map(same)).collect())
+            Op::Optimize(o) => {
+                let (states, stochastic) = (o.states(), inputs[0].dtype == DType::Bf16);
+                need(n == 4 + states + stochastic as usize + o.guarded as usize, "a parameter, its gradient, moments and numbers")?;
+                let words = [groups(inputs[0].elements())];
+                let fits = |(i, t): (usize, &&TensorType)| match o.moments == DType::E4m3 && i % 2 == 1 {
+                    true => t.dtype == DType::F32 && t.shape == words,
+                    false => t.dtype == o.moments && t.shape == inputs[0].shape,
+                };
+                need(inputs[1].shape == inputs[0].shape, "a gradient of the parameter's shape")?;
+                need(inputs[2..2 + states].iter().enumerate().all(fits), "moments of the parameter's shape")?;
+                Ok(std::iter::once(same(0)).chain((2..2 + states).map(same)).collect())
             }
         }
     }
@@ -266,8 +274,7 @@ impl Op {
             Op::NormGrad(_) => (4, 5),
             Op::Rotary { .. } => (3, 3),
             Op::CrossEntropyGrad(_) | Op::ScaledMatmul { .. } => (4, 4),
-            Op::AdamW => (6, 6),
-            Op::Sgd | Op::Lion => (5, 5),
+            Op::Optimize(_) => (5, 10),
             Op::Matmul { .. }
             | Op::Take
             | Op::MaskGradient

@@ -2,7 +2,7 @@
 
 use super::ConstData;
 use fp8c_kernels::DType;
-use fp8c_kernels::program::{Binary, FloatBits, Fold, Kind, Layout, Literal, Mask, PoolOp, Unary, Window};
+use fp8c_kernels::program::{Binary, FloatBits, Fold, Kind, Layout, Literal, Mask, PoolOp, Rule, Unary, Window};
 use std::sync::Arc;
 
 /// An operator. Axes are non-negative and in range; shapes are result shapes.
@@ -21,6 +21,8 @@ pub enum Op {
         parameter: usize,
         slot: u32,
         dtype: DType,
+        /// One element for each group of 128 of the parameter, instead of one for each of its elements.
+        grouped: bool,
     },
     /// The control block, f32 `[Control::LEN]`: learning rate, loss scale, ... (see `fp8c_runtime::plan::Control`).
     Control,
@@ -145,12 +147,9 @@ pub enum Op {
     FinishNorm {
         accumulation: u32,
     },
-    /// (p, g, m, v, control, decay) -> p', m', v', aliasing 0, 2, 3. Leaves all untouched where control says not finite.
-    AdamW,
-    /// (p, g, m, control, decay) -> p', m'. Momentum in control's beta1.
-    Sgd,
-    /// (p, g, m, control, decay) -> p', m'.
-    Lion,
+    /// (p, g, each moment, control, decay, [site], [sum]) -> p', each moment', aliasing; an E4M3 moment is codes and words. Leaves all
+    /// untouched where control, or the sum of squares, says not finite. SGD's momentum is control's beta1.
+    Optimize(OptimizeOp),
     /// (buffer, g) -> buffer', aliasing 0: gradient accumulation.
     AccumulateGradient,
 }
@@ -191,6 +190,23 @@ pub struct CrossEntropyOp {
     pub sum: bool,
     /// Of the logits and their gradient.
     pub dtype: DType,
+}
+
+/// An optimizer's step: see `fp8c_kernels::program::Update`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct OptimizeOp {
+    pub rule: Rule,
+    /// Format of the moments.
+    pub moments: DType,
+    /// Reads the sum of squares of the gradients so far, and does nothing where it is not finite.
+    pub guarded: bool,
+}
+
+impl OptimizeOp {
+    /// Inputs that hold moments.
+    pub fn states(&self) -> usize {
+        self.rule.moments() * if self.moments == DType::E4m3 { 2 } else { 1 }
+    }
 }
 
 /// A scalar expression: nodes in SSA order, the last one is the result.
@@ -287,9 +303,7 @@ impl Op {
             Op::ScaledMatmul { .. } => "scaled_matmul",
             Op::SumSquares => "sum_squares",
             Op::FinishNorm { .. } => "finish_norm",
-            Op::AdamW => "adamw",
-            Op::Sgd => "sgd",
-            Op::Lion => "lion",
+            Op::Optimize(o) => o.rule.name(),
             Op::AccumulateGradient => "accumulate_gradient",
         }
     }
@@ -299,8 +313,7 @@ impl Op {
         match self {
             Op::SumSquares => &[Some(1)],
             Op::FinishNorm { .. } | Op::AccumulateGradient => &[Some(0)],
-            Op::AdamW => &[Some(0), Some(2), Some(3)],
-            Op::Sgd | Op::Lion => &[Some(0), Some(2)],
+            Op::Optimize(o) => &[Some(0), Some(2), Some(3), Some(4), Some(5)][..1 + o.states()],
             _ => &[],
         }
     }

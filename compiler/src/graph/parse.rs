@@ -4,7 +4,7 @@ mod lexer;
 
 use super::*;
 use crate::Error;
-use fp8c_kernels::program::{FloatBits, Kind, Literal, Mask, PoolOp, Window};
+use fp8c_kernels::program::{FloatBits, Kind, Literal, Mask, PoolOp, Rule, Window};
 use lexer::{Line, float_of, variant_of};
 use std::collections::HashMap;
 
@@ -195,14 +195,19 @@ impl Reader {
             "input" => Op::Input { name: line.text()? },
             "parameter" => Op::Parameter(line.value()?),
             "constant" => Op::Constant(self.constant(line, ty)?),
-            "state" => Op::State { parameter: line.attribute("parameter")?, slot: line.attribute("slot")?, dtype: line.dtype_attribute()? },
+            "state" => Op::State {
+                parameter: line.attribute("parameter")?,
+                slot: line.attribute("slot")?,
+                dtype: line.dtype_attribute()?,
+                grouped: line.attribute("grouped")?,
+            },
             "control" => Op::Control,
             "decay_of" => Op::DecayOf(line.value()?),
             "sum_squares" => Op::SumSquares,
             "finish_norm" => Op::FinishNorm { accumulation: line.attribute("accumulation")? },
-            "adamw" => Op::AdamW,
-            "sgd" => Op::Sgd,
-            "lion" => Op::Lion,
+            "adamw" => optimize(line, Rule::AdamW)?,
+            "sgd" => optimize(line, Rule::Sgd)?,
+            "lion" => optimize(line, Rule::Lion)?,
             "accumulate_gradient" => Op::AccumulateGradient,
             "quantize" => {
                 line.key("layout")?;
@@ -267,6 +272,11 @@ fn composite(name: &str, line: &mut Line) -> Result<Op, String> {
         "cross_entropy_grad" => Op::CrossEntropyGrad(cross_entropy(line)?),
         other => return Err(format!("has the unknown operator {other}")),
     })
+}
+
+fn optimize(line: &mut Line, rule: Rule) -> Result<Op, String> {
+    line.key("moments")?;
+    Ok(Op::Optimize(OptimizeOp { rule, moments: line.dtype()?, guarded: line.attribute("guarded")? }))
 }
 
 fn source_dtype(line: &mut Line) -> Result<SourceDType, String> {

@@ -94,7 +94,7 @@ fn the_verifier_refuses_a_source_after_an_operator_and_a_source_twice() {
 fn accumulated(then: impl Fn(&[ValueId; 3]) -> ValueId) -> Result<(), crate::Error> {
     let mut g = Graph { parameters: vec![parameter("w", &[2], Init::Zeros)], ..Graph::default() };
     let x = input(&mut g, "x", DType::F32, &[2]);
-    let state = Op::State { parameter: 0, slot: 9, dtype: DType::F32 };
+    let state = Op::State { parameter: 0, slot: 9, dtype: DType::F32, grouped: false };
     let old = g.add_source(state, TensorType::new(DType::F32, [2]), &"w".into());
     let new = g.add(Op::AccumulateGradient, &[old, x], &of(Pass::Dgrad, "w"))?[0];
     let read = then(&[x, old, new]);

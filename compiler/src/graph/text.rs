@@ -204,7 +204,7 @@ fn attributes(op: &Op) -> String {
         Op::Input { name } => quoted(name),
         Op::Parameter(p) | Op::DecayOf(p) => p.to_string(),
         Op::Constant(data) => constant(data),
-        Op::State { parameter, slot, dtype } => format!("parameter={parameter} slot={slot} dtype={dtype}"),
+        Op::State { parameter, slot, dtype, grouped } => format!("parameter={parameter} slot={slot} dtype={dtype} grouped={grouped}"),
         Op::Map(e, dtype) => format!("{dtype} {}", expr(e)),
         Op::Reduce { op, axes, dtype } => format!("{} axes={} dtype={dtype}", variant(op), list(axes)),
         Op::Matmul { trans_a, trans_b, dtype } => format!("trans_a={trans_a} trans_b={trans_b} dtype={dtype}"),
@@ -234,8 +234,7 @@ fn attributes(op: &Op) -> String {
         Op::Quantize { layout, power_of_two } => format!("layout={} power_of_two={power_of_two}", variant(layout)),
         Op::ScaledMatmul { block_b, shape, dtype } => format!("block_b={block_b} shape={} dtype={dtype}", list(shape)),
         Op::FinishNorm { accumulation } => format!("accumulation={accumulation}"),
-        Op::Control | Op::Take | Op::MaskGradient | Op::SumSquares | Op::AdamW | Op::Sgd | Op::Lion | Op::AccumulateGradient => {
-            String::new()
-        }
+        Op::Optimize(o) => format!("moments={} guarded={}", o.moments, o.guarded),
+        Op::Control | Op::Take | Op::MaskGradient | Op::SumSquares | Op::AccumulateGradient => String::new(),
     }
 }

@@ -1,5 +1,6 @@
 //! Units and buffers from groups and kernels, in an order that keeps every dependence.
 
+use super::early;
 use super::fuse::{Group, reads};
 use super::kernels::{Draft, Fault, draft};
 use super::row_builder::Limits;
@@ -13,13 +14,13 @@ use fp8c_runtime::plan::Role;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 /// One launch to be ordered.
-struct Item {
+pub(super) struct Item {
     draft: Draft,
     /// The scene's nodes it carries out.
-    nodes: Vec<NodeId>,
-    epoch: Epoch,
-    /// Place in its epoch: that of its last node.
-    position: NodeId,
+    pub nodes: Vec<NodeId>,
+    pub epoch: Epoch,
+    /// Place in its epoch: that of its last node, or 0 for what comes as soon as it can.
+    pub position: NodeId,
 }
 
 /// Makes the program of a scene and its groups.
@@ -50,7 +51,8 @@ pub(super) fn assemble(scene: &Scene, graph: &Graph, groups: Vec<Group>) -> Resu
         let nodes = scene.absorbs.get(&n).copied().into_iter().chain([n]).collect();
         items.push(Item { draft, nodes, epoch: scene.graph().node(n).epoch(), position: n });
     }
-    let order = order(scene, &items)?;
+    let early = early::hasten(scene, graph, &mut items)?;
+    let order = order(scene, &items, early)?;
     let mut assembly = Assembly { scene, graph, program: Program::default(), ids: BTreeMap::new(), names: HashSet::new() };
     assembly.sources();
     for i in order {
@@ -64,8 +66,8 @@ pub(super) fn assemble(scene: &Scene, graph: &Graph, groups: Vec<Group>) -> Resu
     assembly.results()
 }
 
-/// A topological order: by epoch, then by place in the graph.
-fn order(scene: &Scene, items: &[Item]) -> Result<Vec<usize>, Error> {
+/// A topological order: by epoch, then by place in the graph. `later` has pairs of items of which the second must wait for the first.
+fn order(scene: &Scene, items: &[Item], later: Vec<(usize, usize)>) -> Result<Vec<usize>, Error> {
     let mut item_of: BTreeMap<NodeId, usize> = BTreeMap::new();
     for (i, item) in items.iter().enumerate() {
         item_of.extend(item.nodes.iter().map(|&n| (n, i)));
@@ -94,6 +96,9 @@ fn order(scene: &Scene, items: &[Item]) -> Result<Vec<usize>, Error> {
             }
         }
     }
+    later.into_iter().for_each(|(first, second)| {
+        after[first].insert(second);
+    });
     let mut waiting = vec![0usize; items.len()];
     after.iter().flatten().for_each(|&i| waiting[i] += 1);
     let key = |i: usize| (items[i].epoch, items[i].position, i);
@@ -208,7 +213,7 @@ impl Assembly<'_, '_> {
         let mut nodes: Vec<NodeId> = item.nodes.iter().map(|n| self.scene.core.part_of[n.index()]).collect();
         nodes.sort();
         nodes.dedup();
-        let site = self.scene.graph().node(item.position).site.clone();
+        let site = self.scene.graph().node(*item.nodes.last().unwrap_or(&item.position)).site.clone();
         let (kernel, flops, traffic) = (draft.kernel.clone(), draft.flops, traffic(&draft.kernel));
         Unit { kernel, args, epoch: item.epoch, site, nodes, flops, traffic }
     }

@@ -8,6 +8,7 @@ mod absorb;
 mod access;
 mod assemble;
 mod core;
+mod early;
 mod expand;
 mod fuse;
 mod kernels;

@@ -11,6 +11,9 @@ use fp8c_kernels::program::Kernel;
 use fp8c_runtime::plan::{self, KernelEntry, Plan, Role, Step, StepEpoch, Tensor, TensorId, Tier};
 use std::collections::HashMap;
 
+/// Tensors of optimizer state of a parameter, at most: codes and words of two moments.
+const MOST_STATES: u32 = 4;
+
 /// What a plan says beside its schedule.
 pub struct Header {
     pub model: String,
@@ -20,6 +23,7 @@ pub struct Header {
     pub precision: String,
     pub budget: Bytes,
     pub accumulation: u32,
+    pub clip: plan::Clip,
     pub optimizer: Option<String>,
     /// What import found out about the inputs.
     pub inputs: Vec<InputFacts>,
@@ -49,7 +53,9 @@ pub fn assemble(
     a.place_transients(packing, bottom);
     let (kernels, kernel_of) = distinct_kernels(program, schedule);
     let steps: Vec<Step> = schedule.events.iter().map(|e| a.step(e, &kernel_of, unit_seconds)).collect();
-    let cut = schedule.update_start as usize;
+    // The micro-batch ends where the first parameter is updated.
+    let is_update = |e: &super::schedule::Event| matches!(program.unit(e.unit).kernel, Kernel::Update(_));
+    let cut = schedule.events.iter().position(is_update).map_or(usize::MAX, |at| at).min(schedule.update_start as usize);
     // A gradient is its parameter's shape, whatever shape the last kernel gave its bytes.
     for (p, b) in &program.gradients {
         let id = a.final_tensor(*b);
@@ -80,6 +86,7 @@ pub fn assemble(
         budget_bytes: header.budget.0,
         arena_bytes: (bottom + packing.height).0,
         accumulation: header.accumulation,
+        clip: header.clip,
         kernels,
         schedule: plan::Schedule { micro: steps[..cut].to_vec(), update: steps[cut..].to_vec() },
         parameters: parameters(graph, &a),
@@ -164,6 +171,7 @@ impl Assembler<'_> {
         let unit = self.program.unit(event.unit);
         let epoch = match unit.epoch {
             _ if event.recompute => StepEpoch::Recompute,
+            _ if matches!(unit.kernel, Kernel::Update(_)) => StepEpoch::Update,
             Epoch::Forward => StepEpoch::Forward,
             Epoch::Backward => StepEpoch::Backward,
             Epoch::Update => StepEpoch::Update,
@@ -214,7 +222,7 @@ fn parameters(graph: &Graph, a: &Assembler) -> Vec<plan::Parameter> {
             trainable: parameter.trainable && gradient.is_some(),
             tensor,
             gradient,
-            state: (0..2).map_while(slot).collect(),
+            state: (0..MOST_STATES).map_while(slot).collect(),
             decay: a.persistent_of(graph, |op| *op == Op::DecayOf(p)),
             init: init(parameter, p),
         })

@@ -12,7 +12,7 @@ pub use local::Local;
 use crate::graph::Epoch;
 use crate::quantity::{Bytes, Seconds};
 use crate::units::{BufferId, Program};
-use fp8c_kernels::program::{Mode, ScratchFor};
+use fp8c_kernels::program::{Kernel, Mode, ScratchFor};
 use fp8c_runtime::plan::ALIGN;
 
 /// For each buffer of the program: is the forward pass's value kept for the backward pass? Only asked of forward buffers.
@@ -125,7 +125,10 @@ impl Facts {
             first_touch.push(touches.len() as u32);
         }
         let mut pinned = vec![false; program.buffers.len()];
-        let after = program.outputs.iter().map(|(_, b)| *b).chain(program.loss).chain(program.gradients.iter().map(|(_, b)| *b));
+        // Gradients that are applied within the backward pass are gone with that.
+        let early = program.units.iter().any(|u| matches!(u.kernel, Kernel::Update(k) if k.guarded));
+        let gradients = program.gradients.iter().filter(|_| !early).map(|(_, b)| *b);
+        let after = program.outputs.iter().map(|(_, b)| *b).chain(program.loss).chain(gradients);
         after.for_each(|b| pinned[b.0 as usize] = true);
         let scratch = program.units.iter().chain(&program.again).map(|u| match u.kernel.scratch_bytes(device) {
             0 => Bytes(0),

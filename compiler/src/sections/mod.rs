@@ -13,7 +13,7 @@ pub use cut::roots;
 pub use part::{Part, Shape};
 
 use crate::Error;
-use crate::graph::{Graph, NodeId, Pass};
+use crate::graph::{Graph, NodeId, Op, Pass, ValueId};
 use cut::Whole;
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -101,6 +101,27 @@ impl Sections {
     /// The section of a node.
     pub fn of(&self, n: NodeId) -> usize {
         self.of[n.index()] as usize
+    }
+
+    /// The first section that reads a source, or what is made of sources alone and of this one among them: where the backward pass is
+    /// through with that section, nothing computes anything of the source again.
+    pub fn first_use(&self, graph: &Graph, source: ValueId) -> usize {
+        let mut side = vec![false; graph.values.len()];
+        let mut made_of = vec![false; graph.values.len()];
+        made_of[source.index()] = true;
+        let mut first = usize::MAX;
+        for (n, node) in (0..).map(NodeId).zip(&graph.nodes) {
+            let alone = !matches!(node.op, Op::Input { .. }) && node.inputs.iter().all(|v| side[v.index()]);
+            let reads = node.inputs.iter().any(|v| made_of[v.index()]);
+            if reads && node.pass != Pass::Update {
+                first = first.min(self.of(n));
+            }
+            for v in &node.results {
+                side[v.index()] = alone;
+                made_of[v.index()] |= reads && alone && node.pass == Pass::Fprop;
+            }
+        }
+        first
     }
 
     pub fn len(&self) -> usize {

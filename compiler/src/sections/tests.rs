@@ -95,6 +95,7 @@ fn the_joint_graph_s_sections_hold_what_is_differentiated_from_them() {
         optimizer: crate::differentiate::Optimizer::Sgd,
         state_dtype: fp8c_kernels::DType::F32,
         accumulation: 1,
+        clip: fp8c_runtime::plan::Clip::Exact,
     };
     let joint = crate::differentiate::differentiate(forward, &train).unwrap();
     joint.verify().unwrap();

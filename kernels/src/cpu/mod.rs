@@ -18,6 +18,7 @@ mod scan;
 mod scatter_add;
 mod tasks;
 mod transpose;
+mod update;
 
 use crate::KernelError;
 use crate::program::{Arg, Kernel};
@@ -114,7 +115,7 @@ pub unsafe fn launch(kernel: &Kernel, args: &[Buffer], scratch: Buffer) -> Resul
 
 fn family_scratch(kernel: &Kernel, threads: usize) -> u64 {
     match kernel {
-        Kernel::Row(_) | Kernel::Scan(_) => 0,
+        Kernel::Row(_) | Kernel::Scan(_) | Kernel::Update(_) => 0,
         Kernel::Contract(k) => contract::scratch(k, threads),
         Kernel::Attention(k) => attention::scratch(k, threads),
         Kernel::AttentionGrad(k) => attention::scratch_grad(k, threads),
@@ -142,6 +143,7 @@ unsafe fn family_run(kernel: &Kernel, args: &[Buffer], scratch: Buffer) -> Resul
             Kernel::Pool(k) => pool::run(k, args, scratch),
             Kernel::ScatterAdd(k) => scatter_add::run(k, args, scratch),
             Kernel::Scan(k) => scan::run(k, args, scratch),
+            Kernel::Update(k) => update::run(k, args, scratch),
         }
     }
 }

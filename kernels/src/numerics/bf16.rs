@@ -13,6 +13,18 @@ pub fn f32_to_bf16(x: f32) -> bf16 {
     bf16::from_bits(if bits & 0x7fff_ffff > 0x7f80_0000 { quiet } else { rounded } as u16)
 }
 
+/// Rounds to one of the two nearest bf16, up with the probability of the distance from the lower one: of 65536 values of `noise`, that
+/// many. What is a bf16 stays; the largest is not rounded up to infinity.
+#[inline(always)]
+pub fn f32_to_bf16_stochastic(x: f32, noise: u32) -> bf16 {
+    let bits = x.to_bits();
+    let up = bits.wrapping_add(noise & 0xffff);
+    let finite = bits & 0x7f80_0000 != 0x7f80_0000;
+    let taken = if up & 0x7f80_0000 == 0x7f80_0000 { bits } else { up };
+    let special = f32_to_bf16(x);
+    if finite { bf16::from_bits((taken >> 16) as u16) } else { special }
+}
+
 /// Value of a bf16.
 #[inline(always)]
 pub fn bf16_to_f32(x: bf16) -> f32 {
@@ -85,6 +97,21 @@ mod tests {
             assert_eq!(y.to_bits(), bf16::from_f32(*x).to_bits(), "{x}");
             assert_eq!(f32_to_bf16(*x).to_bits(), y.to_bits());
         }
+    }
+
+    #[test]
+    fn stochastic_rounding_goes_up_as_often_as_the_distance_says() {
+        for (low, expected) in [(0u32, 0usize), (1, 1), (0x4000, 0x4000), (0x8000, 0x8000), (0xffff, 0xffff)] {
+            for high in [0x3f80u32, 0xbf80, 0x0001, 0x7f00] {
+                let x = f32::from_bits(high << 16 | low);
+                let up = (0..65536).filter(|&noise| u32::from(f32_to_bf16_stochastic(x, noise).to_bits()) == high + 1).count();
+                let down = (0..65536).filter(|&noise| u32::from(f32_to_bf16_stochastic(x, noise).to_bits()) == high).count();
+                assert_eq!((up, down), (expected, 65536 - expected), "{x}");
+            }
+        }
+        assert_eq!(f32_to_bf16_stochastic(f32::MAX, 0xffff), bf16::MAX);
+        assert_eq!(f32_to_bf16_stochastic(f32::NEG_INFINITY, 0xffff), bf16::NEG_INFINITY);
+        assert!(f32_to_bf16_stochastic(f32::from_bits(0x7f80_0001), 0).is_nan());
     }
 
     #[test]

@@ -60,7 +60,7 @@ const fn decode(code: u8) -> f32 {
 
 /// Value of a code that is not NaN: its bits as an f32, 2^120 too small, put right by an exact product.
 #[inline(always)]
-const fn decode_finite(code: u8) -> f32 {
+pub(super) const fn decode_finite(code: u8) -> f32 {
     let bits = ((((code as u32) << 24) as i32) >> 4) as u32 & 0x87f0_0000;
     f32::from_bits(bits) * TWO_120
 }

@@ -80,6 +80,8 @@ impl Kernel {
             Kernel::Pool(k) => if_any(self, pool_runs(k)),
             Kernel::ScatterAdd(k) => if_any(self, scatter_runs(k)),
             Kernel::ScaledContract(_) | Kernel::Quantize(_) | Kernel::Scan(_) => if_any(self, true),
+            // What it leaves as it was holds what it held.
+            Kernel::Update(_) => if_any(self, true),
         };
         for f in &mut all {
             for regions in [&mut f.reads, &mut f.writes] {

@@ -15,6 +15,7 @@
 
 mod attention;
 mod contract;
+mod control;
 mod footprint;
 mod index;
 mod quantize;
@@ -22,11 +23,13 @@ mod row;
 mod scalar;
 mod text;
 mod typing;
+mod update;
 mod verify;
 mod window;
 
 pub use attention::*;
 pub use contract::*;
+pub use control::Control;
 pub use footprint::{Footprint, Region};
 pub use index::*;
 pub use quantize::*;
@@ -34,6 +37,7 @@ pub use row::*;
 pub use scalar::*;
 pub use text::Named;
 pub use typing::*;
+pub use update::*;
 pub use verify::{MAX_DIMS, MAX_LEVELS, MAX_POINTS, MAX_STATEMENTS};
 pub use window::*;
 
@@ -85,6 +89,7 @@ pub enum Kernel {
     Pool(Pool),
     ScatterAdd(ScatterAdd),
     Scan(Scan),
+    Update(Update),
 }
 
 impl Kernel {
@@ -101,6 +106,7 @@ impl Kernel {
             Kernel::Pool(k) => k.args(),
             Kernel::ScatterAdd(k) => k.args(),
             Kernel::Scan(k) => k.args(),
+            Kernel::Update(k) => k.args(),
         }
     }
 
@@ -117,6 +123,7 @@ impl Kernel {
             Kernel::Pool(_) => "pool",
             Kernel::ScatterAdd(_) => "scatter_add",
             Kernel::Scan(_) => "scan",
+            Kernel::Update(_) => "update",
         }
     }
 
@@ -137,6 +144,7 @@ impl Kernel {
             Kernel::Pool(k) => k.verify(),
             Kernel::ScatterAdd(k) => k.verify(),
             Kernel::Scan(k) => k.verify(),
+            Kernel::Update(k) => k.verify(),
         }
     }
 

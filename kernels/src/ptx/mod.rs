@@ -27,6 +27,7 @@ mod sm90;
 #[cfg(test)]
 mod tests;
 mod tiles;
+mod update;
 mod value;
 mod window;
 
@@ -88,6 +89,7 @@ fn generate_with(kernel: &Kernel, name: &str, arch: Arch, tile: Option<Tile>) ->
         Kernel::Pool(k) => pool::generate(&e, k, name)?,
         Kernel::ScatterAdd(k) => scatter_add::generate(&e, k, name)?,
         Kernel::Scan(k) => scan::generate(&e, k, name)?,
+        Kernel::Update(k) => update::generate(&e, k, name)?,
         Kernel::Attention(k) => attention::generate(&e, k, name)?,
         Kernel::AttentionGrad(k) => attention::generate_grad(&e, k, name)?,
     }

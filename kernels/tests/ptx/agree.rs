@@ -181,6 +181,11 @@ pub fn agree_backward(name: &str, k: &Attention, tolerance: Tolerance) {
     agree_on(name, &backward, Code::For(Arch::Sm89), tolerance, args);
 }
 
+/// [`agree`] on given arguments.
+pub fn agree_with(name: &str, kernel: &Kernel, tolerance: Tolerance, args: Vec<Vec<u8>>) {
+    agree_on(name, kernel, Code::For(Arch::Sm89), tolerance, args);
+}
+
 fn agree_on(name: &str, kernel: &Kernel, code: Code, tolerance: Tolerance, args: Vec<Vec<u8>>) {
     kernel.verify().unwrap_or_else(|e| panic!("{name}: {e}"));
     let (want, have) = (on_cpu(kernel, &args), on_emulator(name, kernel, code, &args));

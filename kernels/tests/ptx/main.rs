@@ -13,3 +13,4 @@ mod programs;
 mod quantize;
 mod row;
 mod text;
+mod update;

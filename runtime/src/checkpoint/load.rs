@@ -85,7 +85,7 @@ pub(super) fn load_or_fault(session: &mut Session, path: &Path) -> Result<Standi
         Some(&id) => session.write_tensor(id, view.bytes),
         None => Ok(()),
     })?;
-    session.set_progress(state.loss_scale, if same_optimizer { state.updates } else { 0 });
+    session.set_progress(state.loss_scale, if same_optimizer { state.updates } else { 0 }, state.grad_norm);
     Ok(state.standing)
 }
 
@@ -105,6 +105,7 @@ fn read_state(path: &Path) -> Result<(Sums, State), Fault> {
         || counts.iter().any(|&n| n > 1 << 53)
         || !state.loss_scale.scale.is_normal()
         || state.loss_scale.scale < 0.0
+        || state.grad_norm.is_some_and(|norm| !norm.is_finite() || norm < 0.0)
     {
         return Err(Fault::Damaged(format!("{STATE} holds what no training writes")));
     }

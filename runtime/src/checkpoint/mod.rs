@@ -62,6 +62,9 @@ struct State {
     /// Updates made; the bias corrections' number.
     updates: u64,
     loss_scale: Scaler,
+    /// Norm of the last finite gradient.
+    #[serde(default)]
+    grad_norm: Option<f32>,
     seed: u64,
     model: String,
     /// `adamw`, `sgd`, ..: whose state `optimizer.safetensors` is.

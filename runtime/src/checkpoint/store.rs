@@ -234,12 +234,13 @@ fn write(session: &Session, folder: &Path, standing: &Standing) -> Result<(), Er
         sums.add(folder, name, |out| write_entries(out, &path, FOR_TRANSFORMERS, entries))?;
     }
     let plan = session.plan();
-    let (loss_scale, updates) = session.progress();
+    let (loss_scale, updates, grad_norm) = session.progress();
     let state = State {
         version: VERSION,
         standing: standing.clone(),
         updates,
         loss_scale,
+        grad_norm,
         seed: session.seed(),
         model: plan.model.clone(),
         optimizer: plan.optimizer.clone(),

@@ -3,17 +3,16 @@
 //! A plan file is a zip archive of uncompressed entries: `plan.json` (a [`Plan`]), `kernels/<name>.<arch>.ptx`, and
 //! `constants.safetensors` / `weights.safetensors` for what is not referenced in place. Same input, same bytes.
 
-mod control;
 mod file;
 mod verify;
 
-pub use control::Control;
 pub(crate) use file::Section;
 pub use file::{Contents, PlanFile, StoredTensor};
 pub use verify::verify;
 
 use fp8c_kernels::DType;
 use fp8c_kernels::launch::Launch;
+pub use fp8c_kernels::program::Control;
 use fp8c_kernels::program::{Kernel, Mode};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashSet};
@@ -44,6 +43,9 @@ pub struct Plan {
     pub arena_bytes: u64,
     /// Micro-batches whose gradients are summed before an update.
     pub accumulation: u32,
+    /// What clips gradients, and so when parameters are updated.
+    #[serde(default)]
+    pub clip: Clip,
     pub tensors: Vec<Tensor>,
     pub kernels: Vec<KernelEntry>,
     pub schedule: Schedule,
@@ -77,6 +79,28 @@ pub struct Fingerprint {
 pub enum Purpose {
     Train,
     Infer,
+}
+
+/// Whose norm gradients are clipped by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Clip {
+    /// Their own: parameters are updated when all gradients are there. One that is not finite leaves every parameter as it is.
+    #[default]
+    Exact,
+    /// That of the step before: a parameter is updated within the backward pass, as soon as nothing needs its old value, and its gradient is
+    /// gone with that. One that is not finite leaves its parameter as it is, and all whose gradients come after it.
+    Previous,
+}
+
+impl Clip {
+    /// The name on the command line and in plans.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Clip::Exact => "exact",
+            Clip::Previous => "previous",
+        }
+    }
 }
 
 /// Where a tensor lives.
@@ -130,7 +154,8 @@ pub struct KernelEntry {
     pub launches: BTreeMap<String, Vec<Launch>>,
 }
 
-/// The order of execution. A training step runs `micro` once for each micro-batch, then `update` once.
+/// The order of execution. A training step runs `micro` once for each micro-batch, then `update` once. Parameters and their state change in
+/// `update` alone; under [`Clip::Previous`] it holds what of the backward pass comes behind the first update, too.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Schedule {
     pub micro: Vec<Step>,
@@ -173,8 +198,8 @@ pub struct Parameter {
     pub perm: Option<Vec<usize>>,
     pub trainable: bool,
     pub tensor: TensorId,
-    /// Where its first use in `micro` reads it (it is accumulated into), the runtime zeroes it before a step's first micro-batch; it
-    /// then lives from position 0 until the end of `micro` at least.
+    /// It lives until the end of `micro` at least, or, under [`Clip::Previous`], until the parameter's update. Where its first use in
+    /// `micro` reads it (it is accumulated into), the runtime zeroes it before a step's first micro-batch; it then lives from position 0.
     pub gradient: Option<TensorId>,
     /// Optimizer state, in slot order.
     pub state: Vec<TensorId>,

@@ -11,7 +11,8 @@ mod scale;
 use crate::Error;
 use crate::device::{Device, DeviceChoice};
 use crate::hyper::Hyper;
-use crate::plan::{Control, Plan, PlanFile, Purpose, Step, TensorId};
+use crate::plan::{Clip, Control, Plan, PlanFile, Purpose, Step, TensorId};
+use crate::random::Philox;
 use fp8c_kernels::program::Mode;
 use std::ops::Range;
 use std::sync::Arc;
@@ -21,6 +22,9 @@ pub use batch::Batch;
 pub use compare::Difference;
 pub use run::RunOutput;
 pub use scale::Scaler;
+
+/// PyTorch's `clip_grad_norm_` adds this to the norm.
+const CLIP_EPS: f32 = 1e-6;
 
 /// Skipped steps in a row that end a training.
 pub const SKIPS_THAT_DIVERGE: u32 = 50;
@@ -43,7 +47,8 @@ pub struct StepResult {
     /// Of the unscaled gradient, before clipping; not finite when the step was skipped for that.
     pub grad_norm: f64,
     pub loss_scale: f32,
-    /// The loss or the gradient was not finite: parameters and optimizer state are untouched, bit for bit.
+    /// The loss or the gradient was not finite: parameters and optimizer state are untouched, bit for bit. Under [`Clip::Previous`] those
+    /// are whose gradients came with the first that was not finite or after it; others have been updated, by finite gradients.
     pub skipped: bool,
     /// Steps skipped in a row, this one included. [`SKIPS_THAT_DIVERGE`] should end the training.
     pub skipped_in_row: u32,
@@ -64,6 +69,8 @@ pub struct Session {
     ends: Ends,
     updates: u64,
     scaler: Scaler,
+    /// Norm of the last gradient that was finite, which clips the next one under [`Clip::Previous`].
+    norm: Option<f32>,
     profile: Option<Vec<f64>>,
 }
 
@@ -78,7 +85,7 @@ impl Session {
         init::initialise(&mut device, file, options.seed)?;
         let plan = file.shared_plan();
         let (zeroed, ends) = (plan.zeroed_gradients(), Ends::of(&plan));
-        Ok(Session { plan, device, seed: options.seed, zeroed, ends, updates: 0, scaler: Scaler::default(), profile: None })
+        Ok(Session { plan, device, seed: options.seed, zeroed, ends, updates: 0, scaler: Scaler::default(), norm: None, profile: None })
     }
 
     /// The plan.
@@ -151,13 +158,16 @@ impl Session {
         let mut grad_norm = f64::NAN;
         let mut finite = loss.is_finite();
         if finite {
-            // Likewise the norm, while the parameters are updated.
+            // Likewise the norm, while the parameters are updated; it comes last where they are updated one by one.
             self.launch(micro..norm)?;
             self.device.fetch(self.plan.tensor(control).offset, 4 * Control::LEN)?;
             self.launch(norm..update)?;
             let block = self.device.fetched()?;
             grad_norm = f64::from(float(&block, Control::GRAD_NORM));
             finite = float(&block, Control::FINITE) == 1.0;
+        }
+        if finite {
+            self.norm = Some(grad_norm as f32);
         }
         self.updates += u64::from(finite);
         self.scaler.observe(hyper.loss_scaling, !finite);
@@ -187,6 +197,7 @@ impl Session {
 
     fn write_control(&mut self, control: TensorId, hyper: &Hyper, scale: f32) -> Result<(), Error> {
         let mut block = [0f32; Control::LEN];
+        let unscale = 1.0 / (scale * self.plan.accumulation as f32);
         // The corrections are of the betas that the kernels use: 1 - 0.999f32 is off by 1.3e-5, which every step would be, too.
         let [beta1, beta2] = hyper.betas.map(|beta| f64::from(beta as f32));
         let t = i32::try_from(self.updates + 1).unwrap_or(i32::MAX);
@@ -201,8 +212,14 @@ impl Session {
         block[Control::CLIP] = hyper.clip.map_or(f32::INFINITY, |c| c as f32);
         // A plan without a gradient norm never skips.
         block[Control::FINITE] = 1.0;
-        block[Control::GRAD_MULTIPLIER] = 1.0 / (scale * self.plan.accumulation as f32);
-        self.device.write(self.plan.tensor(control).offset, bytemuck::cast_slice(&block))
+        let previous = self.norm.filter(|_| self.plan.clip == Clip::Previous);
+        let clip = previous.map_or(1.0, |norm| (block[Control::CLIP] / (norm + CLIP_EPS)).min(1.0));
+        block[Control::GRAD_MULTIPLIER] = clip * unscale;
+        let mut words = block.map(f32::to_bits);
+        // A step that was skipped in part has used its numbers.
+        let attempt = (self.updates + 1) << 8 | u64::from(self.scaler.skipped_in_row & 0xff);
+        words[Control::RANDOM..].copy_from_slice(&Philox::of_step(self.seed, attempt));
+        self.device.write(self.plan.tensor(control).offset, bytemuck::cast_slice(&words))
     }
 
     fn zero_gradients(&mut self) -> Result<(), Error> {

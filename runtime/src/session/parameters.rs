@@ -80,13 +80,13 @@ impl Session {
         self.device.zero(t.offset, t.bytes)
     }
 
-    /// The loss scale and the number of updates, for a checkpoint.
-    pub(crate) fn progress(&self) -> (Scaler, u64) {
-        (self.scaler, self.updates)
+    /// The loss scale, the number of updates and the norm that clips the next one, for a checkpoint.
+    pub(crate) fn progress(&self) -> (Scaler, u64, Option<f32>) {
+        (self.scaler, self.updates, self.norm)
     }
 
-    pub(crate) fn set_progress(&mut self, scaler: Scaler, updates: u64) {
-        (self.scaler, self.updates) = (scaler, updates);
+    pub(crate) fn set_progress(&mut self, scaler: Scaler, updates: u64, norm: Option<f32>) {
+        (self.scaler, self.updates, self.norm) = (scaler, updates, norm);
     }
 }
 

@@ -5,7 +5,7 @@ use crate::Error;
 use crate::convert::{convert, file_dtype, inverse, permuted, to_f32};
 use crate::data::check_range;
 use crate::hyper::Hyper;
-use crate::plan::{Plan, Port};
+use crate::plan::{Clip, Plan, Port};
 use crate::tensors::HostTensor;
 use safetensors::Dtype;
 
@@ -30,6 +30,9 @@ impl Session {
     pub fn run(&mut self, inputs: &[HostTensor], gradients: bool) -> Result<RunOutput, Error> {
         if gradients && !self.trains() {
             return Err(Error::Usage("this plan was compiled for inference and has no gradients".into()));
+        }
+        if gradients && self.plan.clip == Clip::Previous {
+            return Err(Error::Usage("this plan was compiled with --clip previous and never has all gradients at once".into()));
         }
         let plan = self.plan.clone();
         for port in &plan.inputs {

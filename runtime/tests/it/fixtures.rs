@@ -210,6 +210,7 @@ fn empty(purpose: Purpose) -> Plan {
         budget_bytes: 0,
         arena_bytes: 0,
         accumulation: 1,
+        clip: Clip::Exact,
         tensors: vec![],
         kernels: vec![],
         schedule: Schedule::default(),

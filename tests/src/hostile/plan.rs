@@ -15,7 +15,8 @@ use fp8c::differentiate::Optimizer;
 use fp8c::import::new::{Family, Request, Sizes, new};
 use fp8c::import::{ImportOptions, json};
 use fp8c::precision::Precision;
-use fp8c_runtime::plan::{Plan, verify};
+use fp8c_kernels::DType;
+use fp8c_runtime::plan::{Clip, Plan, verify};
 use serde_json::Value;
 use std::collections::HashMap;
 use std::sync::OnceLock;
@@ -111,6 +112,9 @@ pub fn bases() -> &'static [Base] {
                 all.extend(roomy_and_tight(&language_model(family), &given));
             }
         }
+        let (master, state, clip) = (DType::Bf16, DType::E4m3, Clip::Previous);
+        let least = CompileOptions { master, state, clip, ..options(Precision::Fp8, Some(1 << 40)) };
+        all.extend(roomy_and_tight(&language_model(Family::Gpt2), &least));
         let f32 = options(Precision::F32, Some(1 << 40));
         all.extend(roomy_and_tight(IMAGES, &f32));
         all.push(compiled(IMAGES, &CompileOptions { import: ImportOptions { infer: true, ..ImportOptions::default() }, ..f32 }));

@@ -12,10 +12,12 @@ mod training;
 
 use bend::{Bent, Subject};
 use fp8c::check::replay;
+use fp8c::compile::CompileOptions;
 use fp8c::import::json;
 use fp8c::import::new::{Family, Request, Sizes, new};
 use fp8c::precision::Precision;
-use fp8c_runtime::plan::verify;
+use fp8c_kernels::DType;
+use fp8c_runtime::plan::{Clip, verify};
 use fp8c_tests::{compiled, options};
 
 /// Who finds a fault.
@@ -30,7 +32,7 @@ use Found::{Both, Replay};
 
 type Fault = (&'static str, Found, fn(&Subject) -> Vec<Bent>);
 
-const FAULTS: [Fault; 46] = [
+const FAULTS: [Fault; 48] = [
     ("a tensor is freed before its last use", Both, memory::freed_early),
     ("a tensor lives only after its first use", Both, memory::born_late),
     ("a tensor lies on one that is still read", Both, memory::overlap),
@@ -66,6 +68,8 @@ const FAULTS: [Fault; 46] = [
     ("a parameter is not updated", Both, training::missing_update),
     ("a parameter is updated twice", Both, training::double_update),
     ("a parameter is read after its update", Both, training::read_after_update),
+    ("a parameter is updated before the backward pass is through with it", Both, training::hasty_update),
+    ("an update looks at no sum of squares", Both, training::unguarded),
     ("the norm is computed after an update", Both, training::late_norm),
     ("an update reads the gradient of another parameter", Both, training::other_gradient),
     ("an update changes the state of another parameter", Both, training::other_state),
@@ -85,7 +89,9 @@ fn subjects() -> Vec<Subject> {
     let tight = options(Precision::Fp8, Some(all.plan.report.least_budget_bytes));
     let gpt2 = compiled("gpt2", &tight).expect("its least budget can be met");
     let cnn = compiled("cnn", &options(Precision::F32, Some(1 << 40))).expect("the model compiles");
-    vec![Subject::new("gpt2", gpt2), Subject::new("cnn", cnn), Subject::new("llama", llama())]
+    let early = CompileOptions { clip: Clip::Previous, state: DType::E4m3, master: DType::Bf16, ..options(Precision::Fp8, Some(1 << 40)) };
+    let early = compiled("gpt2", &early).expect("the model compiles");
+    vec![Subject::new("gpt2", gpt2), Subject::new("gpt2 early", early), Subject::new("cnn", cnn), Subject::new("llama", llama())]
 }
 
 fn llama() -> fp8c::compile::Compiled {
@@ -116,7 +122,7 @@ fn every_planted_fault_is_found() {
             let replayed = bent.iter().filter(|b| replay(&s.graph, &s.program, &b.plan, &b.units).is_err()).count();
             let verified: Vec<Result<(), String>> = bent.iter().map(|b| verify(&b.plan)).collect();
             let seen = verified.iter().filter(|v| v.is_err()).count();
-            println!("{name:50} {:6} planted {:2}, replay {replayed:2}, verifier {seen:2}", s.case, bent.len());
+            println!("{name:50} {:10} planted {:2}, replay {replayed:2}, verifier {seen:2}", s.case, bent.len());
             verified.iter().filter_map(|v| v.as_ref().err()).take(1).for_each(|e| println!("    {e}"));
             if replayed < bent.len() || found == Both && seen < bent.len() {
                 missed.push(format!("{name}, {}", s.case));

@@ -2,7 +2,7 @@
 
 use crate::bend::{Bent, Subject, is_transient};
 use fp8c_kernels::program::Mode;
-use fp8c_runtime::plan::{StepEpoch, TensorId};
+use fp8c_runtime::plan::{Clip, StepEpoch, TensorId};
 
 /// Transient tensors that a step writes.
 fn results(s: &Subject, at: usize) -> Vec<TensorId> {
@@ -47,7 +47,9 @@ pub fn missing_recomputation(s: &Subject) -> Vec<Bent> {
 }
 
 pub fn late(s: &Subject) -> Vec<Bent> {
-    s.bend(vec![s.micro() - 1], |b, at| {
+    // Where gradients are applied one by one, a part of the backward pass is in the update anyway.
+    let last = (s.plan.clip == Clip::Exact).then(|| s.micro() - 1);
+    s.bend(last.into_iter().collect(), |b, at| {
         let step = b.remove(at);
         b.insert_update(at, step);
         b.settle();

@@ -1,8 +1,8 @@
 //! Faults of what is trained.
 
 use crate::bend::{Bent, Subject, alike, is_transient};
-use fp8c_kernels::program::Mode;
-use fp8c_runtime::plan::{Parameter, Role, TensorId};
+use fp8c_kernels::program::{Kernel, Mode};
+use fp8c_runtime::plan::{Clip, Parameter, Role, TensorId};
 
 /// The parameter that a tensor is.
 pub fn parameter_of(s: &Subject, id: TensorId) -> Option<usize> {
@@ -59,13 +59,45 @@ pub fn read_after_update(s: &Subject) -> Vec<Bent> {
     })
 }
 
-/// What writes the control block runs after the first update that reads it.
+/// A parameter is updated before the last step of the backward pass that reads it.
+pub fn hasty_update(s: &Subject) -> Vec<Bent> {
+    let last_read = |&(at, p): &(usize, usize)| {
+        let reads = s.reads(s.plan.parameters[p].tensor).into_iter().filter(|&r| r < at && r >= s.micro()).max();
+        reads.map(|read| (at, read))
+    };
+    s.bend(updates(s).iter().filter_map(last_read).collect(), |b, (at, read)| {
+        let step = b.remove(at);
+        b.insert_update(read, step);
+        b.settle();
+    })
+}
+
+/// An update looks at no sum of squares: it would go on with a gradient that is not finite.
+pub fn unguarded(s: &Subject) -> Vec<Bent> {
+    let guarded =
+        |&(at, _): &(usize, usize)| matches!(s.plan.kernels[s.steps()[at].1.kernel as usize].kernel, Kernel::Update(k) if k.guarded);
+    s.bend(updates(s).into_iter().filter(guarded).collect(), |b, (at, _)| {
+        let kernel = b.step(at).kernel as usize;
+        let mut entry = b.plan.kernels[kernel].clone();
+        if let Kernel::Update(k) = &mut entry.kernel {
+            k.guarded = false;
+        }
+        entry.name = "unguarded".into();
+        b.plan.kernels.push(entry);
+        b.step(at).kernel = b.plan.kernels.len() as u32 - 1;
+        b.step(at).args.pop();
+        b.settle();
+    })
+}
+
+/// What writes the control block runs after the first update that reads it; before the last, where gradients are applied one by one.
 pub fn late_norm(s: &Subject) -> Vec<Bent> {
     let control = s.plan.control;
     let norm = s.uses().into_iter().find(|u| Some(u.2) == control && u.3 != Mode::Read).map(|u| u.0);
     s.bend(norm.into_iter().collect(), |b, at| {
         let step = b.remove(at);
-        b.insert_update(at + 1, step);
+        let last = updates(s).last().map_or(at, |u| u.0);
+        b.insert_update(if s.plan.clip == Clip::Previous { last } else { at + 1 }, step);
         b.settle();
     })
 }

@@ -11,7 +11,7 @@ fn joint(forward: &str, options: &TrainOptions) -> String {
     joint.to_string()
 }
 
-const PLAIN: TrainOptions = TrainOptions { optimizer: Optimizer::AdamW, state_dtype: DType::Bf16, accumulation: 1 };
+const PLAIN: TrainOptions = TrainOptions { optimizer: Optimizer::AdamW, state_dtype: DType::Bf16, accumulation: 1, clip: Clip::Exact };
 
 #[test]
 fn a_classifier_with_a_hidden_layer() {

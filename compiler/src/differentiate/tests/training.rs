@@ -16,7 +16,7 @@ fn small_network() -> Case {
     case
 }
 
-const PLAIN: TrainOptions = TrainOptions { optimizer: Optimizer::AdamW, state_dtype: DType::F32, accumulation: 1 };
+const PLAIN: TrainOptions = TrainOptions { optimizer: Optimizer::AdamW, state_dtype: DType::F32, accumulation: 1, clip: Clip::Exact };
 
 #[test]
 fn a_frozen_parameter_costs_nothing_and_an_unused_one_is_named() {
@@ -61,7 +61,10 @@ fn several_micro_batches_sum_into_a_persistent_buffer() {
     for g in &joint.gradients {
         let node = joint.def(g.value);
         assert_eq!((&node.op, node.epoch()), (&Op::AccumulateGradient, Epoch::Backward));
-        assert_eq!(joint.def(node.inputs[0]).op, Op::State { parameter: g.parameter, slot: GRADIENT_SLOT, dtype: DType::F32 });
+        assert_eq!(
+            joint.def(node.inputs[0]).op,
+            Op::State { parameter: g.parameter, slot: GRADIENT_SLOT, dtype: DType::F32, grouped: false }
+        );
     }
     assert!(joint.nodes.iter().any(|n| n.op == Op::FinishNorm { accumulation: 4 }));
 }
@@ -78,7 +81,7 @@ fn stepped(case: &Case, options: &TrainOptions, control: &Tensor) -> Vec<(usize,
         _ => None,
     };
     let values = run(&joint, &sources, Rounding::Exact).unwrap();
-    let updates = joint.nodes.iter().filter(|n| matches!(n.op, Op::AdamW | Op::Sgd | Op::Lion));
+    let updates = joint.nodes.iter().filter(|n| matches!(n.op, Op::Optimize(_)));
     let parameter = |n: &Node| match joint.def(n.inputs[0]).op {
         Op::Parameter(p) => p,
         _ => panic!("an update of something else than a parameter"),

@@ -1,6 +1,7 @@
 //! The update epoch: gradient norm and optimizers.
 
 use super::*;
+use fp8c_kernels::program::Rule;
 use fp8c_runtime::plan::Control;
 
 pub(super) fn eval(op: &Op, inputs: &[&Tensor]) -> Result<Vec<Tensor>, String> {
@@ -10,13 +11,20 @@ pub(super) fn eval(op: &Op, inputs: &[&Tensor]) -> Result<Vec<Tensor>, String> {
         Op::SumSquares => vec![like(1, vec![v[1][0] + v[0].iter().map(|g| g * g).sum::<f64>()])],
         Op::AccumulateGradient => vec![like(0, v[0].iter().zip(v[1]).map(|(a, b)| a + b).collect())],
         Op::FinishNorm { accumulation } => vec![like(0, finish_norm(v[0], v[1][0], *accumulation))],
-        Op::AdamW => {
-            let [p, m, s] = adam_w(&v);
-            vec![like(0, p), like(2, m), like(3, s)]
-        }
-        Op::Sgd | Op::Lion => {
-            let [p, m] = one_moment(&v, matches!(op, Op::Lion));
-            vec![like(0, p), like(2, m)]
+        Op::Optimize(o) if o.moments == DType::E4m3 => return Err("has moments that are no tensor of numbers".into()),
+        Op::Optimize(o) => {
+            let finite = v[2 + o.states()][Control::FINITE] != 0.0 && v.last().is_none_or(|sum| !o.guarded || sum[0].is_finite());
+            match o.rule {
+                _ if !finite => std::iter::once(0).chain(2..2 + o.states()).map(|i| inputs[i].clone()).collect(),
+                Rule::AdamW => {
+                    let [p, m, s] = adam_w(&v);
+                    vec![like(0, p), like(2, m), like(3, s)]
+                }
+                Rule::Sgd | Rule::Lion => {
+                    let [p, m] = one_moment(&v, o.rule == Rule::Lion);
+                    vec![like(0, p), like(2, m)]
+                }
+            }
         }
         _ => return Err("is no update".into()),
     })
@@ -38,9 +46,6 @@ fn finish_norm(control: &[f64], sum: f64, accumulation: u32) -> Vec<f64> {
 /// Inputs p, g, m, v, control, decay.
 fn adam_w(v: &[&[f64]]) -> [Vec<f64>; 3] {
     let (p, g, m, s, c, decay) = (v[0], v[1], v[2], v[3], v[4], v[5][0]);
-    if c[Control::FINITE] == 0.0 {
-        return [p.to_vec(), m.to_vec(), s.to_vec()];
-    }
     let (rate, b1, b2) = (c[Control::LEARNING_RATE], c[Control::BETA1], c[Control::BETA2]);
     let g: Vec<f64> = g.iter().map(|g| g * c[Control::GRAD_MULTIPLIER]).collect();
     let m: Vec<f64> = m.iter().zip(&g).map(|(m, g)| b1 * m + (1.0 - b1) * g).collect();
@@ -54,9 +59,6 @@ fn adam_w(v: &[&[f64]]) -> [Vec<f64>; 3] {
 /// Inputs p, g, m, control, decay. SGD decays through the gradient, Lion through the parameter, each as published.
 fn one_moment(v: &[&[f64]], lion: bool) -> [Vec<f64>; 2] {
     let (p, g, m, c, decay) = (v[0], v[1], v[2], v[3], v[4][0]);
-    if c[Control::FINITE] == 0.0 {
-        return [p.to_vec(), m.to_vec()];
-    }
     let (rate, b1, b2) = (c[Control::LEARNING_RATE], c[Control::BETA1], c[Control::BETA2]);
     let weight_decay = c[Control::WEIGHT_DECAY] * decay;
     let step = |i: usize| {

@@ -56,9 +56,7 @@ pub(super) fn draft(scene: &Scene, n: NodeId) -> Result<Draft, Fault> {
         Op::CumSum { axis, exclusive, reverse } => index::cum_sum(at, *axis, *exclusive, *reverse),
         Op::Quantize { layout, power_of_two } => index::quantize(at, *layout, *power_of_two),
         Op::FinishNorm { accumulation } => update::finish_norm(at, *accumulation),
-        Op::AdamW => update::adam_w(at),
-        Op::Sgd => update::sgd(at),
-        Op::Lion => update::lion(at),
+        Op::Optimize(o) => update::optimize(at, o),
         Op::AccumulateGradient => update::accumulate(at),
         op => Err(Fault::failed(scene, n, format!("has no kernel for {op:?}"))),
     }

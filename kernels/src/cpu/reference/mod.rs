@@ -11,6 +11,7 @@ pub(crate) mod row;
 #[cfg(test)]
 mod row_tests;
 mod scaled_contract;
+mod update;
 mod window;
 
 use super::{Buffer, launch, scratch_bytes};

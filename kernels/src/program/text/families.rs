@@ -43,6 +43,10 @@ pub(super) fn records(kernel: &Kernel) -> Vec<Record> {
             let head = first.with("outer", &k.outer).with("extent", &k.extent).with("inner", &k.inner);
             vec![head.with("exclusive", &k.exclusive).with("reverse", &k.reverse).with("dtype", &k.dtype)]
         }
+        Kernel::Update(k) => {
+            let head = first.with("rule", &k.rule).with("elements", &k.elements).with("gradient", &k.gradient);
+            vec![head.with("master", &k.master).with("moments", &k.moments).with("guarded", &k.guarded)]
+        }
     }
 }
 
@@ -237,6 +241,17 @@ fn scatter_add(r: &Record) -> Result<ScatterAdd, KernelError> {
     })
 }
 
+fn update(r: &Record) -> Result<Update, KernelError> {
+    Ok(Update {
+        rule: r.get("rule")?,
+        elements: r.get("elements")?,
+        gradient: r.get("gradient")?,
+        master: r.get("master")?,
+        moments: r.get("moments")?,
+        guarded: r.get("guarded")?,
+    })
+}
+
 fn scan(r: &Record) -> Result<Scan, KernelError> {
     Ok(Scan {
         outer: r.get("outer")?,
@@ -265,6 +280,7 @@ pub(super) fn parse(text: &str) -> Result<Kernel, KernelError> {
         "pool" => parts.pool().map(Kernel::Pool),
         "scatter_add" => scatter_add(first).map(Kernel::ScatterAdd),
         "scan" => scan(first).map(Kernel::Scan),
+        "update" => update(first).map(Kernel::Update),
         name => first.fail(format!("there is no kernel {name}")),
     }
 }
@@ -279,6 +295,7 @@ fn unspelled<T: Copy>(all: &[(T, &str)], text: &str) -> Option<T> {
 }
 
 const SCALE_GROUPS: &[(ScaleGroup, &str)] = &[(ScaleGroup::Block, "block"), (ScaleGroup::Row, "row")];
+const RULES: &[(Rule, &str)] = &[(Rule::AdamW, "adamw"), (Rule::Sgd, "sgd"), (Rule::Lion, "lion")];
 const PASSES: &[(ConvPass, &str)] = &[(ConvPass::Fprop, "fprop"), (ConvPass::Dgrad, "dgrad"), (ConvPass::Wgrad, "wgrad")];
 const LAYOUTS: &[(Layout, &str)] = &[
     (Layout::Rows, "rows"),
@@ -315,6 +332,15 @@ impl Field for ScaleGroup {
     }
     fn read(text: &str) -> Option<Self> {
         unspelled(SCALE_GROUPS, text)
+    }
+}
+
+impl Field for Rule {
+    fn print(&self) -> String {
+        spelled(RULES, *self)
+    }
+    fn read(text: &str) -> Option<Self> {
+        unspelled(RULES, text)
     }
 }
 

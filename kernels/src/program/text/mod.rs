@@ -121,7 +121,12 @@ mod tests {
                 let (src, index, dst) = (dtype, DType::I64, DType::F32);
                 Kernel::ScatterAdd(ScatterAdd { outer, picks, inner, extent, index_outer, index_inner, src, index, dst, accumulate })
             }
-            _ => Kernel::Scan(Scan { outer, extent, inner, exclusive: flags[1], reverse: flags[2], dtype }),
+            8 => Kernel::Scan(Scan { outer, extent, inner, exclusive: flags[1], reverse: flags[2], dtype }),
+            _ => {
+                let rule = [Rule::AdamW, Rule::Sgd, Rule::Lion][n[0] as usize % 3];
+                let moments = [DType::F32, DType::Bf16, DType::E4m3][n[1] as usize % 3];
+                Kernel::Update(Update { rule, elements: extent, gradient: dtype, master: dtype, moments, guarded: flags[1] })
+            }
         }
     }
 
@@ -172,14 +177,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_family_parses_back(family in 0u8..9, n: [u64; 6], flags: [bool; 3]) {
+        fn every_family_parses_back(family in 0u8..10, n: [u64; 6], flags: [bool; 3]) {
             let kernel = example(family, n, flags);
             prop_assert_eq!(kernel.to_string().parse::<Kernel>(), Ok(kernel));
         }
 
         #[test]
-        fn damaged_text_gives_an_error_not_a_panic(family in 0u8..10, at in 0usize..600, with in "[ -~]{0,3}", cut in 0usize..4) {
-            let kernel = if family == 9 { row_program() } else { example(family, [3, 4, 5, 6, 7, 8], [true; 3]) };
+        fn damaged_text_gives_an_error_not_a_panic(family in 0u8..11, at in 0usize..600, with in "[ -~]{0,3}", cut in 0usize..4) {
+            let kernel = if family == 10 { row_program() } else { example(family, [3, 4, 5, 6, 7, 8], [true; 3]) };
             let text = kernel.to_string();
             let (at, end) = (at % text.len(), (at % text.len() + cut).min(text.len()));
             let damaged = format!("{}{with}{}", &text[..at], &text[end..]);

@@ -15,7 +15,7 @@ mod row;
 mod window;
 
 pub(super) use attention::attention;
-pub(super) use products::{contract, quantize, scaled_contract, scan, scatter_add};
+pub(super) use products::{contract, quantize, scaled_contract, scan, scatter_add, update};
 pub(super) use row::row;
 pub(super) use window::{conv, pool};
 

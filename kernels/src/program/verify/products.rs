@@ -1,8 +1,8 @@
-//! Matrix products, quantizers, scatter-add and prefix sums.
+//! Matrix products, quantizers, scatter-add, prefix sums and optimizer steps.
 
 use super::overlap::{Image, Prover};
 use super::{Family, MAX_DIMS};
-use crate::program::{Contract, Epilogue, Matrix, Quantize, ScaledContract, Scan, ScatterAdd};
+use crate::program::{Contract, Epilogue, Matrix, Quantize, ScaledContract, Scan, ScatterAdd, Update};
 use crate::{DType, KernelError};
 
 pub(in crate::program) fn contract(k: &Contract) -> Result<(), KernelError> {
@@ -70,4 +70,12 @@ pub(in crate::program) fn scan(k: &Scan) -> Result<(), KernelError> {
     family.volume(&[k.outer, k.extent, k.inner], "the tensor")?;
     family.arguments(&k.args())?;
     family.require(matches!(k.dtype, DType::F32 | DType::Bf16 | DType::I64 | DType::I32), "the dtype must be f32, bf16, i64 or i32")
+}
+
+pub(in crate::program) fn update(k: &Update) -> Result<(), KernelError> {
+    let family = Family("update");
+    family.require(k.elements <= Update::MAX_ELEMENTS, "the parameter is too large")?;
+    family.require(matches!(k.gradient, DType::F32 | DType::Bf16), "the gradient must be f32 or bf16")?;
+    family.require(matches!(k.master, DType::F32 | DType::Bf16), "the parameter must be f32 or bf16")?;
+    family.require(matches!(k.moments, DType::F32 | DType::Bf16 | DType::E4m3), "moments must be f32, bf16 or e4m3")
 }

@@ -4,7 +4,7 @@ use super::held::Held;
 use super::owners::Owner;
 use super::tables::outlives_micro;
 use super::{Known, ensure, positions};
-use crate::plan::{Plan, Step};
+use crate::plan::{Clip, Plan, Step};
 use fp8c_kernels::program::Mode;
 
 /// Follows one micro-batch and the update. What the micro-batch before left behind is taken to be lost but for what the trainer keeps;
@@ -69,7 +69,7 @@ impl Flow<'_> {
 
     /// What the trainer reads when a micro-batch is over.
     fn results(&self) -> Result<(), String> {
-        let gradients = self.plan.parameters.iter().filter_map(|p| p.gradient);
+        let gradients = self.plan.parameters.iter().filter_map(|p| p.gradient.filter(|_| self.plan.clip == Clip::Exact));
         for id in self.plan.outputs.iter().map(|p| p.tensor).chain(self.plan.loss).chain(gradients) {
             let whole = self.held[id.0 as usize].is_whole();
             ensure(whole, || format!("tensor {} is read after a micro-batch that does not write it", self.plan.tensor(id).name))?;

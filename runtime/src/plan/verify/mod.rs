@@ -12,7 +12,8 @@
 //! 7. an element is read only where it holds what a step has written, or the trainer: written elements are those that
 //!    `Kernel::footprint` is sure of, and a tensor holds nothing before its first position;
 //! 8. each trained parameter has two versions in a step, and so has each of its states: all else reads the first, one step, which reads
-//!    the finished gradient, makes the second. Inputs, constants and decay multipliers are never written;
+//!    the finished gradient, makes the second. Where gradients are applied one by one, steps are guarded, and none reads the norm that this
+//!    step makes; elsewhere the norm is finished when the first step reads it. Inputs, constants and decay multipliers are never written;
 //! 9. the arena is exactly as large as its highest tensor needs, and within the budget.
 //!
 //! With these, a launch of any step stays inside the arena and reads only bytes that it was given. The PTX of a plan is code and is not

@@ -1,7 +1,7 @@
 //! Everything about a plan that can be seen without running it.
 
 use super::{Known, ensure, positions};
-use crate::plan::{ALIGN, Control, Init, MAX_ACCUMULATION, Plan, Port, Purpose, Role, SCHEMA, Step, Tensor, TensorId, Tier};
+use crate::plan::{ALIGN, Clip, Control, Init, MAX_ACCUMULATION, Plan, Port, Purpose, Role, SCHEMA, Step, Tensor, TensorId, Tier};
 use fp8c_kernels::DType;
 use fp8c_kernels::program::{Arg, Mode};
 use std::collections::{HashMap, HashSet};
@@ -26,7 +26,8 @@ pub(super) fn header(plan: &Plan) -> Result<(), String> {
         "a training plan has a loss and a control block, any other has neither".into()
     })?;
     ensure(training || plan.schedule.update.is_empty(), || "a forward-only plan has an update".into())?;
-    ensure(training || plan.accumulation == 1, || "a forward-only plan accumulates".into())
+    ensure(training || plan.accumulation == 1, || "a forward-only plan accumulates".into())?;
+    ensure(plan.clip == Clip::Exact || plan.accumulation == 1, || "gradients that are accumulated are applied one by one".into())
 }
 
 pub(super) fn tensors(plan: &Plan) -> Result<(), String> {
@@ -116,7 +117,7 @@ pub(super) fn parameters(plan: &Plan) -> Result<(), String> {
         if let Some(g) = p.gradient {
             let g = tensor(plan, g)?;
             ensure(g.dtype.is_float() && self::elements(&g.shape) == elements, || fault("differs from its gradient in shape"))?;
-            ensure(outlives_micro(plan, g), || fault("has a gradient that does not last until the update"))?;
+            ensure(plan.clip == Clip::Previous || outlives_micro(plan, g), || fault("has a gradient that does not last until the update"))?;
         }
         for &s in &p.state {
             tensor(plan, s)?;

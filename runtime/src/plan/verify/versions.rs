@@ -2,8 +2,8 @@
 
 use super::owners::Owner;
 use super::{Known, ensure, positions};
-use crate::plan::{Plan, Step, TensorId};
-use fp8c_kernels::program::{Arg, Mode};
+use crate::plan::{Clip, Plan, Step, TensorId};
+use fp8c_kernels::program::{Arg, Kernel, Mode};
 use std::collections::HashSet;
 
 /// Follows the versions of what lasts from step to step. A step of `micro` counts as often as there are micro-batches.
@@ -51,6 +51,9 @@ impl Versions<'_> {
             let fault = |what: &str| format!("tensor {} {what}", self.plan.tensors[id].name);
             let lasting = matches!(self.owners[id], Owner::Parameter(_) | Owner::State(_));
             ensure(!lasting || self.written[id] == 0, || fault("is used after its update"))?;
+            // Applied one by one, gradients do not wait for their norm, which the trainer alone reads.
+            let norm = self.owners[id] == Owner::Control && self.plan.clip == Clip::Previous && mode != Mode::Write;
+            ensure(!norm || self.written[id] == 0, || fault("is read with this step's norm in it"))?;
             if mode == Mode::Read {
                 continue;
             }
@@ -62,7 +65,7 @@ impl Versions<'_> {
             }
         }
         let Some(&p) = updates.first() else { return Ok(()) };
-        self.update(p as usize, &updates, bound())
+        self.update(step.kernel, p as usize, &updates, bound())
     }
 
     /// What is added to in place is not added to twice with the same operands.
@@ -76,11 +79,13 @@ impl Versions<'_> {
     }
 
     /// An update is of one parameter, reads its finished gradient, and touches nothing of another's.
-    fn update(&mut self, p: usize, updates: &[u32], bound: impl Iterator<Item = (usize, Mode)> + Clone) -> Result<(), String> {
+    fn update(&mut self, kernel: u32, p: usize, updates: &[u32], bound: impl Iterator<Item = (usize, Mode)> + Clone) -> Result<(), String> {
         let parameter = &self.plan.parameters[p];
         let fault = |what: &str| format!("the update of {} {what}", parameter.name);
         ensure(updates.iter().all(|&other| other as usize == p), || fault("updates another parameter, too"))?;
         ensure(parameter.trainable, || fault("is one of a parameter that is not trained"))?;
+        let guarded = matches!(self.plan.kernels[kernel as usize].kernel, Kernel::Update(k) if k.guarded);
+        ensure(guarded == (self.plan.clip == Clip::Previous), || fault("is guarded as the plan does not say"))?;
         let gradient = parameter.gradient.map(|g| g.0 as usize);
         let reads = |id: usize| bound.clone().any(|(other, mode)| other == id && mode != Mode::Write);
         ensure(gradient.is_some_and(reads), || fault("does not read its gradient"))?;
@@ -92,7 +97,8 @@ impl Versions<'_> {
                 Owner::Steps | Owner::Input | Owner::Constant | Owner::Control | Owner::Scratch => false,
             };
             ensure(!foreign, || fault(&format!("uses {}, which is not its own", self.plan.tensors[id].name)))?;
-            self.settled[id] |= matches!(self.owners[id], Owner::Gradient | Owner::Control);
+            let control = self.owners[id] == Owner::Control && self.plan.clip == Clip::Exact;
+            self.settled[id] |= control || self.owners[id] == Owner::Gradient;
         }
         Ok(())
     }

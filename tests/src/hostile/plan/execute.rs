@@ -3,7 +3,7 @@
 use fp8c_kernels::DType;
 use fp8c_kernels::cpu::{Buffer, Prepared};
 use fp8c_kernels::program::{Kernel, ScratchFor, Stmt};
-use fp8c_runtime::plan::{Control, Plan, Role, Step, Tensor, TensorId};
+use fp8c_runtime::plan::{Clip, Control, Plan, Role, Step, Tensor, TensorId};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use std::collections::{HashMap, HashSet};
 use std::sync::OnceLock;
@@ -39,7 +39,7 @@ fn work(kernel: &Kernel) -> u128 {
             product(&[k.batch, k.cin, k.cout]).saturating_mul(x.max(y)).saturating_mul(w)
         }
         Kernel::Pool(k) => product(&[k.planes]).saturating_mul(product(&k.window.output)).saturating_mul(product(&k.window.kernel)),
-        Kernel::Quantize(_) | Kernel::ScatterAdd(_) | Kernel::Scan(_) => 0,
+        Kernel::Quantize(_) | Kernel::ScatterAdd(_) | Kernel::Scan(_) | Kernel::Update(_) => 0,
     };
     own.saturating_add(kernel.args().iter().map(|a| u128::from(a.elements)).sum())
 }
@@ -260,7 +260,8 @@ impl<'a> Run<'a> {
     /// What the trainer reads when a micro-batch is over.
     fn read(&mut self) {
         let outputs = self.plan.outputs.iter().map(|p| p.tensor).chain(self.plan.loss);
-        for id in outputs.chain(self.plan.parameters.iter().filter_map(|p| p.gradient)) {
+        let gradients = self.plan.parameters.iter().filter_map(|p| p.gradient.filter(|_| self.plan.clip == Clip::Exact));
+        for id in outputs.chain(gradients) {
             self.note(id);
         }
     }

@@ -10,7 +10,7 @@ const SHORT: [u64; 12] = [0, 1, 1, 2, 2, 3, 3, 4, 5, 7, 9, 17];
 const FLOATS: [DType; 2] = [DType::F32, DType::Bf16];
 
 pub fn kernel(random: &mut Random) -> Kernel {
-    match random.below(16) {
+    match random.below(17) {
         0 | 1 => Kernel::Contract(product(random)),
         2 => Kernel::ScaledContract(scaled(random)),
         3 => Kernel::Quantize(quantizer(random)),
@@ -20,6 +20,7 @@ pub fn kernel(random: &mut Random) -> Kernel {
         8 => Kernel::Pool(pool(random)),
         9 => Kernel::ScatterAdd(scatter(random)),
         10 => Kernel::Scan(scan(random)),
+        16 => Kernel::Update(optimizer_step(random)),
         _ => Generator::new(random.fork()).finish().0,
     }
 }
@@ -208,5 +209,16 @@ fn scan(random: &mut Random) -> Scan {
         exclusive: random.once_in(2),
         reverse: random.once_in(2),
         dtype: random.pick(&[DType::F32, DType::Bf16, DType::I64, DType::I32]),
+    }
+}
+
+fn optimizer_step(random: &mut Random) -> Update {
+    Update {
+        rule: random.pick(&[Rule::AdamW, Rule::Sgd, Rule::Lion]),
+        elements: random.pick(&EXTENTS) * random.pick(&[1, 1, 3, 100]),
+        gradient: random.pick(&FLOATS),
+        master: random.pick(&FLOATS),
+        moments: random.pick(&[DType::F32, DType::Bf16, DType::E4m3]),
+        guarded: random.once_in(2),
     }
 }

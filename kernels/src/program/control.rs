@@ -1,4 +1,4 @@
-//! The control block: numbers that the trainer sets, or the update kernels report, at every step.
+//! The control block: numbers that the trainer sets, or the update reports, at every step.
 
 /// Positions in the f32 control tensor.
 pub struct Control;
@@ -21,11 +21,13 @@ impl Control {
     pub const LOSS_SCALE: usize = 7;
     /// Largest gradient norm; infinity clips nothing.
     pub const CLIP: usize = 8;
+    /// Four words, not floats: the key of the step's random numbers and their stream, which no other step has. See [`crate::numerics::philox`].
+    pub const RANDOM: usize = 12;
 
-    // ---- written by `FinishNorm`
+    // ---- written by the trainer, and again by what forms the gradient's norm
     /// Norm of the unscaled gradient before clipping.
     pub const GRAD_NORM: usize = 9;
-    /// 1 where the norm is finite, else 0: the update leaves everything untouched.
+    /// 1 where the norm is finite, else 0: an update that finds 0 leaves everything untouched.
     pub const FINITE: usize = 10;
     /// What each stored gradient is multiplied by: clip coefficient / (loss scale * micro-batches).
     pub const GRAD_MULTIPLIER: usize = 11;
