@@ -1,5 +1,6 @@
 //! Compiles a model to a training plan that fits a memory budget.
 
+pub mod bench;
 pub mod check;
 pub mod cli;
 pub mod codegen;
@@ -13,6 +14,7 @@ mod error;
 pub mod graph;
 pub mod import;
 pub mod lower;
+pub mod page;
 pub mod plan;
 pub mod precision;
 pub mod quantity;

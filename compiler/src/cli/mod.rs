@@ -1,14 +1,17 @@
 //! The `fp8c` command: a thin shell over the two libraries.
 
 mod args;
+mod bench;
 mod compile;
 mod failure;
 mod inspect;
 mod new;
 mod number;
 mod output;
+mod report;
 mod run;
 mod size;
+mod text;
 mod train;
 mod usage;
 
@@ -39,9 +42,11 @@ pub fn main() -> ExitCode {
         Command::Train(a) => train::train(a, output),
         Command::Run(a) => run::run(a, output),
         Command::Inspect(a) => inspect::inspect(a, output),
+        Command::Report(a) => report::report(a, output),
         Command::Check(a) => compile::check(a, output),
         Command::New(a) => new::new(a),
         Command::Devices => run::devices(output),
+        Command::Bench(a) => bench::bench(a, output),
     };
     status(done)
 }

@@ -53,6 +53,12 @@ pub enum Replaces {
     Model,
     /// A training's log.
     Log,
+    /// A table of offsets.
+    Offsets,
+    /// A schedule of a bare graph.
+    Schedule,
+    /// A page of a plan.
+    Page,
 }
 
 /// Bytes that tell what a file is.
@@ -84,6 +90,9 @@ impl Replaces {
             Replaces::Tensors => head.get(8) == Some(&b'{') && holds(crate::tensors::MADE_BY),
             Replaces::Model => head.trim_ascii_start().starts_with(b"{") && holds("\"fp8c-graph\""),
             Replaces::Log => head.starts_with(b"{\"step\":"),
+            Replaces::Schedule => head.starts_with(b"{\"cost\":") && holds("\"schedule\":["),
+            Replaces::Page => holds("<meta name=\"generator\" content=\"fp8c\">"),
+            Replaces::Offsets => head.starts_with(b"id,offset\n"),
         }
     }
 
@@ -93,6 +102,9 @@ impl Replaces {
             Replaces::Tensors => "tensors that fp8c wrote",
             Replaces::Model => "a JSON model",
             Replaces::Log => "the log of a training",
+            Replaces::Offsets => "a table of offsets",
+            Replaces::Schedule => "a schedule",
+            Replaces::Page => "a page that fp8c wrote",
         }
     }
 }
