@@ -7,6 +7,7 @@ pub mod codegen;
 pub mod compile;
 pub mod compose;
 pub mod cost;
+pub mod curve;
 pub mod decide;
 pub mod differentiate;
 pub mod emit;

@@ -231,3 +231,25 @@ fn a_plan_becomes_one_page_that_replaces_nothing_but_pages() {
     refused(at, &["report", "p.plan", "--log", "p.html", "-o", "q.html"], 1, "p.html: line 1 is no line of a training's log");
     refused(at, &["report", "p.plan"], 2, "--output");
 }
+
+#[test]
+fn less_memory_is_never_predicted_to_be_faster_along_a_curve() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let at = dir.path();
+    let gpt2 = model("gpt2").display().to_string();
+    let done = fp8c(at, &["curve", &gpt2, "--target", "cpu,sm_90a", "--json", "-o", "c.svg"]);
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let curves: serde_json::Value = serde_json::from_slice(&done.stdout).expect("JSON");
+    assert_eq!(curves.as_array().map(Vec::len), Some(2));
+    for curve in curves.as_array().expect("curves") {
+        let points = curve["points"].as_array().expect("points");
+        let of = |key: &str| points.iter().map(|p| p[key].as_f64().expect("a number")).collect::<Vec<f64>>();
+        let (budget, planned, step, bound) = (of("budget_bytes"), of("planned_bytes"), of("step_seconds"), of("lower_bound_seconds"));
+        assert!(points.len() > 2 && step.is_sorted_by(|a, b| a >= b) && budget.is_sorted(), "{curve}");
+        assert!(planned.iter().zip(&budget).all(|(p, b)| p <= b) && bound.iter().zip(&step).all(|(b, s)| b <= s), "{curve}");
+        assert_eq!(of("recompute_seconds").last(), Some(&0.0));
+    }
+    let drawing = std::fs::read_to_string(at.join("c.svg")).expect("the drawing");
+    assert!(drawing.starts_with("<svg ") && drawing.contains("sm_90a: ") && !drawing.contains("NaN"));
+    refused(at, &["curve", &gpt2, "--target", "sm_42"], 2, "sm_42");
+}

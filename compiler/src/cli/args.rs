@@ -41,6 +41,8 @@ pub enum Command {
     Inspect(Inspect),
     /// Writes a plan as one HTML page: memory over a step, decisions, formats, times, the loss.
     Report(Report),
+    /// Predicts the time of a step against the budget, from the least to the one that keeps everything.
+    Curve(Curve),
     /// Lists every operator or gradient of a model that is missing, all at once.
     Check(Check),
     /// Writes a JSON model.
@@ -277,6 +279,46 @@ pub struct Report {
     /// Where the page goes.
     #[arg(short, long, value_name = "FILE.html")]
     pub output: PathBuf,
+}
+
+#[derive(Args, Debug)]
+pub struct Curve {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Whose costs to predict with: auto, or a list of cpu, sm_89, sm_90a.
+    #[arg(long, default_value = "auto", value_delimiter = ',')]
+    pub target: Vec<String>,
+    /// Number format; auto is fp8 with the default policy.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub precision: PrecisionArg,
+    #[arg(long, value_enum, default_value = "adamw")]
+    pub optimizer: OptimizerArg,
+    /// Format of the optimizer's state; default f32 under --precision f32, else bf16.
+    #[arg(long, value_enum)]
+    pub opt_state: Option<StateArg>,
+    /// Where a drawing goes.
+    #[arg(short, long, value_name = "FILE.svg")]
+    pub output: Option<PathBuf>,
+}
+
+impl Curve {
+    /// The compilation for one of its targets.
+    pub fn at(&self, target: &str) -> Compile {
+        Compile {
+            model: self.model.clone(),
+            mem: None,
+            output: None,
+            target: vec![target.into()],
+            precision: self.precision,
+            precision_policy: None,
+            scales: ScaleArg::Exact,
+            optimizer: self.optimizer,
+            opt_state: self.opt_state,
+            grad_accumulation: 1,
+            emit: None,
+            threads: None,
+        }
+    }
 }
 
 #[derive(Args, Debug)]

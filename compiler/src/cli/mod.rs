@@ -3,6 +3,7 @@
 mod args;
 mod bench;
 mod compile;
+mod curve;
 mod failure;
 mod inspect;
 mod new;
@@ -42,6 +43,7 @@ pub fn main() -> ExitCode {
         Command::Train(a) => train::train(a, output),
         Command::Run(a) => run::run(a, output),
         Command::Inspect(a) => inspect::inspect(a, output),
+        Command::Curve(a) => curve::run(a, output),
         Command::Report(a) => report::report(a, output),
         Command::Check(a) => compile::check(a, output),
         Command::New(a) => new::new(a),

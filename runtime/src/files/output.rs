@@ -59,6 +59,8 @@ pub enum Replaces {
     Schedule,
     /// A page of a plan.
     Page,
+    /// A drawing of step times.
+    Curve,
 }
 
 /// Bytes that tell what a file is.
@@ -92,6 +94,7 @@ impl Replaces {
             Replaces::Log => head.starts_with(b"{\"step\":"),
             Replaces::Schedule => head.starts_with(b"{\"cost\":") && holds("\"schedule\":["),
             Replaces::Page => holds("<meta name=\"generator\" content=\"fp8c\">"),
+            Replaces::Curve => head.starts_with(b"<svg ") && holds("<!-- fp8c curve -->"),
             Replaces::Offsets => head.starts_with(b"id,offset\n"),
         }
     }
@@ -105,6 +108,7 @@ impl Replaces {
             Replaces::Offsets => "a table of offsets",
             Replaces::Schedule => "a schedule",
             Replaces::Page => "a page that fp8c wrote",
+            Replaces::Curve => "a drawing that fp8c wrote",
         }
     }
 }

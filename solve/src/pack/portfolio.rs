@@ -42,10 +42,11 @@ pub fn pack(spans: &[Span], enough: u64) -> Packing {
         }
     }
     let (order, packing) = best.unwrap_or_default();
-    if packing.height > target && spans.len() <= DIVE_SPANS {
-        if let Fit::Found(packing) = fit(spans, target, DIVE_NODES * spans.len() as u64) {
-            return packing;
-        }
+    if packing.height > target
+        && spans.len() <= DIVE_SPANS
+        && let Fit::Found(packing) = fit(spans, target, DIVE_NODES * spans.len() as u64)
+    {
+        return packing;
     }
     placer.search(order, packing, target)
 }

@@ -50,6 +50,11 @@ impl<'a> Program<'a> {
         Program { graph, readers, budget, dearest, last, events: BTreeSet::new() }
     }
 
+    /// Pairs of a stage and a node that may be held there: the program has up to two variables for each.
+    pub fn pairs(&self) -> usize {
+        self.last.iter().enumerate().map(|(i, last)| last - i).sum()
+    }
+
     /// The cheapest schedule, `None` where there is none; at most `nodes` of the solver's tree are visited.
     pub fn solve(&self, gap: f64, nodes: u64) -> Result<Option<Found>, Failure> {
         let unit = 1e3 / self.graph.once().max(1e-300);
@@ -139,7 +144,7 @@ impl<'a> Program<'a> {
         let inputs = &self.graph.inputs[t];
         let fixed: f64 = self.share(t) + inputs.iter().map(|&i| self.share(i)).sum::<f64>();
         let held = (0..t).filter(|i| !inputs.contains(i)).filter_map(|i| Some((*c.held.get(&(t + 1, i))?, self.share(i))));
-        rows.add_row(..=1.0 - fixed, &held.collect::<Vec<_>>());
+        rows.add_row(..=1.0 - fixed, held.collect::<Vec<_>>());
     }
 
     /// Memory while a stage computes `k` again.
@@ -159,7 +164,7 @@ impl<'a> Program<'a> {
                     [reason] => row.push((reason, self.share(i))),
                     _ => {
                         let live = rows.add_column(0.0, 0..=1);
-                        reasons.iter().for_each(|&reason| rows.add_row(0.0.., &[(live, 1.0), (reason, -1.0)]));
+                        reasons.iter().for_each(|&reason| rows.add_row(0.0.., [(live, 1.0), (reason, -1.0)]));
                         row.push((live, self.share(i)));
                     }
                 }

@@ -15,11 +15,13 @@ pub struct Limits {
     pub nodes: u64,
     /// Programs solved.
     pub programs: u32,
+    /// Pairs of a stage and a node that may be held there: the size of a program.
+    pub pairs: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { gap: 1e-5, nodes: 20_000, programs: 200 }
+        Limits { gap: 1e-5, nodes: 20_000, programs: 200, pairs: 100_000 }
     }
 }
 
@@ -69,6 +71,9 @@ pub fn solve(graph: &Graph, budget: u64, limits: Limits) -> Result<Schedule, Fai
 /// The cheapest schedule that computes nothing again that costs more than `dearest`.
 fn cheapest(graph: &Graph, budget: u64, dearest: f64, limits: Limits, programs: &mut u32) -> Result<Option<Schedule>, Failure> {
     let mut program = Program::new(graph, budget, dearest);
+    if program.pairs() > limits.pairs {
+        return Err(Failure::Limit);
+    }
     while *programs > 0 {
         *programs -= 1;
         let Some(found) = program.solve(limits.gap, limits.nodes)? else { return Ok(None) };
