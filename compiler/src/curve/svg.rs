@@ -70,7 +70,7 @@ fn axes(out: &mut String, scale: &Scale) {
     for i in 0..=((scale.most - 1.0) / step) as u32 {
         let (over, y) = (i as f64 * step, scale.y(1.0 + i as f64 * step));
         let _ = writeln!(out, "<path class=\"grid\" d=\"M{LEFT} {y:.1}H{right}\" stroke-width=\"1\"/>");
-        let label = if i == 0 { "as is".into() } else { format!("+{}%", (over * 1e4).round() / 1e2) };
+        let label = format!("+{}%", (over * 1e4).round() / 1e2);
         let _ = writeln!(out, "<text class=\"soft\" x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{label}</text>", LEFT - 8.0, y + 4.0);
     }
     for i in 0..=4 {

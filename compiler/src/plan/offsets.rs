@@ -11,7 +11,7 @@ pub struct Packing {
     pub height: Bytes,
 }
 
-/// Packs a schedule's instances; stops early when the height is `enough` or cannot be less.
+/// Packs a schedule's instances; goes to greater lengths only where the height is not `enough`.
 pub fn pack(schedule: &Schedule, enough: Bytes) -> Packing {
     let spans: Vec<Span> = schedule.instances.iter().map(|i| Span { first: i.first, last: i.last, bytes: i.bytes.0 }).collect();
     let packed = pack_spans(&spans, enough.0);

@@ -25,30 +25,23 @@ const SEARCH_WORK: u64 = 5_000_000;
 /// Most placements of the local search.
 const MAX_ROUNDS: usize = 200;
 
-/// Packs spans; stops early when the height is `enough` or reaches the lower bound.
+/// Packs spans as low as a few orders and a short dive of branch and bound do; where that is not `enough`, searches until it is.
 pub fn pack(spans: &[Span], enough: u64) -> Packing {
-    let target = lower_bound(spans).max(enough);
+    let bound = lower_bound(spans);
     let mut placer = Placer::new(spans);
-    let mut best: Option<(Vec<u32>, Packing)> = None;
-    for key in ORDERS {
-        let mut order: Vec<u32> = (0..spans.len() as u32).collect();
-        order.sort_by_key(|&i| (key(&spans[i as usize]), spans[i as usize].first, i));
-        let packing = placer.place(&order);
-        if best.as_ref().is_none_or(|(_, b)| packing.height < b.height) {
-            best = Some((order, packing));
-        }
-        if best.as_ref().is_some_and(|(_, b)| b.height <= target) {
-            break;
-        }
-    }
-    let (order, packing) = best.unwrap_or_default();
-    if packing.height > target
-        && spans.len() <= DIVE_SPANS
-        && let Fit::Found(packing) = fit(spans, target, DIVE_NODES * spans.len() as u64)
-    {
+    let (order, packing) = placer.ordered(bound);
+    if packing.height <= bound {
         return packing;
     }
-    placer.search(order, packing, target)
+    let target = bound.max(enough);
+    // What is enough may be found where the least is not.
+    let heights = if packing.height > target && target > bound { vec![bound, target] } else { vec![bound] };
+    let dive = |height| match fit(spans, height, DIVE_NODES * spans.len() as u64) {
+        Fit::Found(packing) => Some(packing),
+        Fit::Impossible | Fit::Unknown => None,
+    };
+    let dived = if spans.len() <= DIVE_SPANS { heights.into_iter().find_map(dive) } else { None };
+    dived.unwrap_or_else(|| placer.search(order, packing, target))
 }
 
 /// Places spans one by one.
@@ -64,6 +57,23 @@ impl<'a> Placer<'a> {
         let sections = Sections::new(spans);
         let alive = spans.iter().map(|s| sections.of(s)).collect();
         Placer { spans, alive, occupied: Occupied::new(sections.len()) }
+    }
+
+    /// The best of the orders, and what it gives; none is tried behind one that reaches `bound`.
+    fn ordered(&mut self, bound: u64) -> (Vec<u32>, Packing) {
+        let mut best: Option<(Vec<u32>, Packing)> = None;
+        for key in ORDERS {
+            let mut order: Vec<u32> = (0..self.spans.len() as u32).collect();
+            order.sort_by_key(|&i| (key(&self.spans[i as usize]), self.spans[i as usize].first, i));
+            let packing = self.place(&order);
+            if best.as_ref().is_none_or(|(_, b)| packing.height < b.height) {
+                best = Some((order, packing));
+            }
+            if best.as_ref().is_some_and(|(_, b)| b.height <= bound) {
+                break;
+            }
+        }
+        best.unwrap_or_default()
     }
 
     /// Places spans in order, each in the lowest gap that it fits.
