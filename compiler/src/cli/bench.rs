@@ -33,7 +33,7 @@ fn pack(a: &Pack, output: Output) -> Done {
         Some(capacity) => within(&buffers, capacity.0, bound)?,
         None => least(&buffers.spans),
     };
-    let excess = 100.0 * (packing.height as f64 / bound.max(1) as f64 - 1.0);
+    let excess = 100.0 * (packing.height - bound) as f64 / bound.max(1) as f64;
     output.say(format!("{} buffers, height {}, bound {bound}, excess {excess:.3}%", buffers.ids.len(), packing.height));
     let offsets = buffers.offsets(&packing.offsets);
     a.output.as_deref().map_or(Ok(()), |path| write(path, &offsets))?;

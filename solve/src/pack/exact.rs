@@ -141,7 +141,8 @@ impl<'a> Search<'a> {
         let mut meets = vec![vec![]; spans.len()];
         for (i, &(first, last)) in (0u32..).zip(&alive) {
             (first..=last).for_each(|s| members[s as usize].push(i));
-            (first..last).for_each(|s| across[s as usize] += 1);
+            let open = u32::from(spans[i as usize].bytes > 0);
+            (first..last).for_each(|s| across[s as usize] += open);
             let others = (0u32..).zip(spans).filter(|&(j, other)| j != i && spans[i as usize].meets(other));
             meets[i as usize] = others.map(|(j, _)| j).collect();
         }
@@ -157,8 +158,9 @@ impl<'a> Search<'a> {
             left: sections.totals(spans),
             across,
             least: vec![0; spans.len()],
-            offsets: vec![NOWHERE; spans.len()],
-            found: vec![NOWHERE; spans.len()],
+            // Spans without bytes lie anywhere, and would fit below any other.
+            offsets: spans.iter().map(|s| if s.bytes == 0 { 0 } else { NOWHERE }).collect(),
+            found: spans.iter().map(|s| if s.bytes == 0 { 0 } else { NOWHERE }).collect(),
             touched: vec![false; sections.len()],
             least_before: vec![],
             floor_before: vec![],

@@ -114,6 +114,17 @@ fn the_search_agrees_with_every_order_of_small_instances() {
 }
 
 #[test]
+fn spans_without_bytes_are_in_nobodys_way() {
+    let span = |first, last, bytes| Span { first, last, bytes };
+    let spans = [span(0, 2, 0), span(0, 1, 4), span(1, 3, 4), span(2, 2, 0), span(3, 3, 4)];
+    let Fit::Found(p) = fit(&spans, 8, 1000) else { panic!("eight bytes are enough") };
+    assert!(!overlapping(&spans, &p) && p.height == 8);
+    assert!(matches!(fit(&spans[..1], 0, 1000), Fit::Found(_)));
+    assert_eq!(fit(&spans, 7, 1000), Fit::Impossible);
+    assert_eq!(least(&[]), Packing::default());
+}
+
+#[test]
 fn a_search_that_ends_at_its_limit_claims_nothing() {
     assert_eq!(fit(&random_spans(3, 200), lower_bound(&random_spans(3, 200)), 10), Fit::Unknown);
 }

@@ -41,6 +41,9 @@ pub enum Failure {
 /// [`Failure::Infeasible`] where there is none; [`Failure::Limit`] and [`Failure::Solver`] say nothing about the budget.
 pub fn solve(graph: &Graph, budget: u64, limits: Limits) -> Result<Schedule, Failure> {
     let once = graph.once();
+    if graph.plain_peak() <= budget {
+        return Ok(Schedule { order: (0..graph.len()).collect(), peak: graph.plain_peak(), cost: once, bound: once });
+    }
     let mut costs = graph.cost.clone();
     costs.sort_by(f64::total_cmp);
     costs.dedup();
@@ -71,6 +74,9 @@ pub fn solve(graph: &Graph, budget: u64, limits: Limits) -> Result<Schedule, Fai
 /// The cheapest schedule that computes nothing again that costs more than `dearest`.
 fn cheapest(graph: &Graph, budget: u64, dearest: f64, limits: Limits, programs: &mut u32) -> Result<Option<Schedule>, Failure> {
     let mut program = Program::new(graph, budget, dearest);
+    if program.pairs() == 0 {
+        return Ok(None);
+    }
     if program.pairs() > limits.pairs {
         return Err(Failure::Limit);
     }

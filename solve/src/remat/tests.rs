@@ -71,6 +71,14 @@ fn with_room_nothing_is_computed_again() {
     let s = solve(&g, g.plain_peak(), Limits::default()).unwrap();
     assert_eq!(s.order, (0..20).collect::<Vec<_>>());
     assert_eq!((s.cost, s.bound), (g.once(), g.once()));
+    assert_eq!(solve(&Graph::default(), 0, Limits::default()).unwrap().order, []);
+}
+
+#[test]
+fn a_node_that_nothing_reads_fits_or_does_not() {
+    let g = Graph { cost: vec![1.0], bytes: vec![8], inputs: vec![vec![]] };
+    assert_eq!(solve(&g, 8, Limits::default()).unwrap().order, [0]);
+    assert_eq!(solve(&g, 7, Limits::default()), Err(Failure::Infeasible));
 }
 
 #[test]
