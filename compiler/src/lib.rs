@@ -1,11 +1,13 @@
 //! Compiles a model to a training plan that fits a memory budget.
 
+pub mod bench;
 pub mod check;
 pub mod cli;
 pub mod codegen;
 pub mod compile;
 pub mod compose;
 pub mod cost;
+pub mod curve;
 pub mod decide;
 pub mod differentiate;
 pub mod emit;
@@ -16,6 +18,7 @@ pub mod head;
 pub mod hf;
 pub mod import;
 pub mod lower;
+pub mod page;
 pub mod parameters;
 pub mod plan;
 pub mod precision;

@@ -177,3 +177,79 @@ fn a_plan_depends_on_neither_the_machines_cores_nor_its_load() {
     assert!(plain == loaded, "another plan under load");
     assert!(compile("1", "2", None, "sm_90a") == compile("64", "2", None, "sm_90a"), "a GPU's plan depends on CPU threads");
 }
+
+#[test]
+fn buffers_are_packed_into_a_capacity_or_refused() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let at = dir.path();
+    std::fs::write(at.join("b.csv"), "id,lower,upper,size\na,0,2,4\nb,1,3,4\nc,2,4,4\n").expect("a file");
+    let packed = fp8c(at, &["bench", "pack", "b.csv", "--capacity", "8", "-o", "o.csv"]);
+    assert!(packed.status.success(), "{}", String::from_utf8_lossy(&packed.stderr));
+    let offsets = std::fs::read_to_string(at.join("o.csv")).expect("the offsets");
+    assert!(["id,offset\na,0\nb,4\nc,0\n", "id,offset\na,4\nb,0\nc,4\n"].contains(&offsets.as_str()), "{offsets}");
+    assert_eq!(fp8c(at, &["bench", "pack", "b.csv"]).stdout, b"id,offset\na,0\nb,4\nc,0\n");
+    refused(at, &["bench", "pack", "b.csv", "--capacity", "7"], 1, "since 8 are alive at once");
+    refused(at, &["bench", "pack", "b.csv", "-o", "b.csv"], 1, "b.csv exists and is not a table of offsets");
+    refused(at, &["bench", "pack", "absent.csv"], 1, "absent.csv");
+    refused(at, &["bench", "pack", "b.csv", "--capacity", "x"], 2, "--capacity must be a size");
+    refused(at, &["bench", "remat", "b.csv", "--budget", "0.8"], 1, "b.csv: ");
+}
+
+#[test]
+fn a_bare_graph_is_scheduled_within_a_share_of_its_peak() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let at = dir.path();
+    let nodes = "[{\"id\":0,\"cost\":1,\"bytes\":8},{\"id\":1,\"cost\":5,\"bytes\":9},{\"id\":2,\"cost\":5,\"bytes\":1},{\"id\":3,\"cost\":5,\"bytes\":1}]";
+    std::fs::write(at.join("g.json"), format!("{{\"nodes\":{nodes},\"edges\":[[1,2],[0,3],[2,3]]}}")).expect("a file");
+    let done = fp8c(at, &["bench", "remat", "g.json", "--budget", "0.6", "--json", "-o", "s.json"]);
+    let said = String::from_utf8_lossy(&done.stdout).into_owned();
+    assert!(done.status.success() && said.contains("\"cost\":17.0,\"cost_once\":16.0"), "{said}");
+    let schedule = std::fs::read_to_string(at.join("s.json")).expect("the schedule");
+    assert!(schedule.contains("\"schedule\":[0,1,2,0,3]"), "{schedule}");
+    refused(at, &["bench", "remat", "g.json", "--budget", "5"], 1, "within 5 bytes");
+    refused(at, &["bench", "remat", "g.json", "--budget", "-1"], 2, "--budget must be a share above 0 up to 1");
+}
+
+#[test]
+fn a_plan_becomes_one_page_that_replaces_nothing_but_pages() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let at = dir.path();
+    let made = fp8c(at, &["compile", &model("gpt2").display().to_string(), "--mem", "64M", "--target", "cpu", "-o", "p.plan", "-q"]);
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    std::fs::write(at.join("log.jsonl"), "{\"step\":1,\"loss\":2.5}\n{\"step\":2,\"loss\":1.5}\n").expect("a file");
+    std::fs::write(at.join("notes.html"), "<p>of value</p>").expect("a file");
+    for _ in 0..2 {
+        let done = fp8c(at, &["report", "p.plan", "--log", "log.jsonl", "-o", "p.html"]);
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    }
+    let page = std::fs::read_to_string(at.join("p.html")).expect("the page");
+    let data = page.split("id=\"data\">").nth(1).and_then(|rest| rest.split("</script>").next()).expect("the data");
+    let data: serde_json::Value = serde_json::from_str(data).expect("JSON");
+    assert_eq!(data["losses"], serde_json::json!([[1, 2.5], [2, 1.5]]));
+    assert_eq!(data["tensors"]["name"].as_array().map(Vec::len), data["tensors"]["kind"].as_array().map(Vec::len));
+    refused(at, &["report", "p.plan", "-o", "notes.html"], 1, "notes.html exists and is not a page that fp8c wrote");
+    refused(at, &["report", "p.plan", "--log", "p.html", "-o", "q.html"], 1, "p.html: line 1 is no line of a training's log");
+    refused(at, &["report", "p.plan"], 2, "--output");
+}
+
+#[test]
+fn less_memory_is_never_predicted_to_be_faster_along_a_curve() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let at = dir.path();
+    let gpt2 = model("gpt2").display().to_string();
+    let done = fp8c(at, &["curve", &gpt2, "--target", "cpu,sm_90a", "--json", "-o", "c.svg"]);
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let curves: serde_json::Value = serde_json::from_slice(&done.stdout).expect("JSON");
+    assert_eq!(curves.as_array().map(Vec::len), Some(2));
+    for curve in curves.as_array().expect("curves") {
+        let points = curve["points"].as_array().expect("points");
+        let of = |key: &str| points.iter().map(|p| p[key].as_f64().expect("a number")).collect::<Vec<f64>>();
+        let (budget, planned, step, bound) = (of("budget_bytes"), of("planned_bytes"), of("step_seconds"), of("lower_bound_seconds"));
+        assert!(points.len() > 2 && step.is_sorted_by(|a, b| a >= b) && budget.is_sorted(), "{curve}");
+        assert!(planned.iter().zip(&budget).all(|(p, b)| p <= b) && bound.iter().zip(&step).all(|(b, s)| b <= s), "{curve}");
+        assert_eq!(of("recompute_seconds").last(), Some(&0.0));
+    }
+    let drawing = std::fs::read_to_string(at.join("c.svg")).expect("the drawing");
+    assert!(drawing.starts_with("<svg ") && drawing.contains("sm_90a: ") && !drawing.contains("NaN"));
+    refused(at, &["curve", &gpt2, "--target", "sm_42"], 2, "sm_42");
+}

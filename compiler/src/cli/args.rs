@@ -50,12 +50,27 @@ pub enum Command {
     Run(Run),
     /// Shows what is in a plan: memory, decisions, formats, predictions, kernels.
     Inspect(Inspect),
+    /// Writes a plan as one HTML page: memory over a step, decisions, formats, times, the loss.
+    Report(Report),
+    /// Predicts the time of a step against the budget, from the least to the one that keeps everything.
+    Curve(Curve),
     /// Lists every operator or gradient of a model that is missing, all at once.
     Check(Check),
     /// Writes a JSON model.
     New(New),
     /// Lists the devices a plan can run on here.
     Devices,
+    /// Runs a part of the planner on a bare problem.
+    #[command(subcommand)]
+    Bench(Bench),
+}
+
+#[derive(Subcommand, Debug)]
+pub enum Bench {
+    /// Packs buffers into the least memory.
+    Pack(Pack),
+    /// Finds the cheapest order of a graph's nodes within a budget, some computed again.
+    Remat(Remat),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -392,6 +407,57 @@ pub struct Inspect {
 }
 
 #[derive(Args, Debug)]
+pub struct Report {
+    pub plan: PathBuf,
+    /// The log of a training of it, for the loss.
+    #[arg(long, value_name = "FILE.jsonl")]
+    pub log: Option<PathBuf>,
+    /// Where the page goes.
+    #[arg(short, long, value_name = "FILE.html")]
+    pub output: PathBuf,
+}
+
+#[derive(Args, Debug)]
+pub struct Curve {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Whose costs to predict with: auto, or a list of cpu, sm_89, sm_90a.
+    #[arg(long, default_value = "auto", value_delimiter = ',')]
+    pub target: Vec<String>,
+    /// Number format; auto is fp8 with the default policy.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub precision: PrecisionArg,
+    #[arg(long, value_enum, default_value = "adamw")]
+    pub optimizer: OptimizerArg,
+    /// Format of the optimizer's state; default f32 under --precision f32, else bf16.
+    #[arg(long, value_enum)]
+    pub opt_state: Option<StateArg>,
+    /// Where a drawing goes.
+    #[arg(short, long, value_name = "FILE.svg")]
+    pub output: Option<PathBuf>,
+}
+
+impl Curve {
+    /// The compilation for one of its targets.
+    pub fn at(&self, target: &str) -> Compile {
+        Compile {
+            model: self.model.clone(),
+            mem: None,
+            output: None,
+            target: vec![target.into()],
+            precision: self.precision,
+            precision_policy: None,
+            scales: ScaleArg::Exact,
+            optimizer: self.optimizer,
+            opt_state: self.opt_state,
+            grad_accumulation: 1,
+            emit: None,
+            threads: None,
+        }
+    }
+}
+
+#[derive(Args, Debug)]
 pub struct Check {
     #[command(flatten)]
     pub model: ModelArgs,
@@ -427,6 +493,60 @@ pub struct New {
     /// Where the model goes; default: stdout.
     #[arg(short, long)]
     pub output: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub struct Pack {
+    /// CSV with the columns id, lower, upper and size: a buffer is alive in [lower, upper).
+    pub buffers: PathBuf,
+    /// Searches until they fit this, instead of the least memory.
+    #[arg(long, value_name = "SIZE", value_parser = size::parse, allow_hyphen_values = true)]
+    pub capacity: Option<Bytes>,
+    /// Where the offsets go, a CSV with the columns id and offset; default: stdout.
+    #[arg(short, long)]
+    pub output: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub struct Remat {
+    /// JSON: nodes with id, cost and bytes, and edges [from, to]; ids are an order in which the nodes can run.
+    pub graph: PathBuf,
+    /// A share of the peak of computing everything once, up to 1, or bytes.
+    #[arg(long, value_name = "FRACTION|BYTES", value_parser = named::<Budget>, allow_hyphen_values = true)]
+    pub budget: Budget,
+    /// Where the schedule goes, as JSON; default: stdout.
+    #[arg(short, long)]
+    pub output: Option<PathBuf>,
+}
+
+/// Memory for a bare graph.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Budget {
+    /// Of the peak of computing everything once.
+    Share(f64),
+    Bytes(Bytes),
+}
+
+impl Budget {
+    /// The budget in bytes, given that peak: a share is rounded up.
+    pub fn of(self, peak: u64) -> u64 {
+        match self {
+            Budget::Share(share) => (peak as f64 * share).ceil() as u64,
+            Budget::Bytes(bytes) => bytes.0,
+        }
+    }
+}
+
+impl std::str::FromStr for Budget {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let rule = || "must be a share above 0 up to 1, such as 0.8, or a size such as 24G".to_string();
+        match text.trim().parse::<f64>() {
+            Ok(share) if share > 0.0 && share <= 1.0 => Ok(Budget::Share(share)),
+            _ => size::parse(text).map(Budget::Bytes).map_err(|_| rule()),
+        }
+    }
 }
 
 /// Both moments' decay, or the first's alone.

@@ -129,7 +129,8 @@ fn print_stage(a: &Compile, stage: EmitArg, options: &CompileOptions) -> Done {
     print(text.trim_end())
 }
 
-fn options(a: &Compile) -> Result<CompileOptions, Failure> {
+/// What a compilation is asked for.
+pub fn options(a: &Compile) -> Result<CompileOptions, Failure> {
     let (target, archs) = targets(&a.target)?;
     let precision = match a.precision {
         PrecisionArg::F32 => Precision::F32,

@@ -1,7 +1,9 @@
 //! The `fp8c` command: a thin shell over the two libraries.
 
 mod args;
+mod bench;
 mod compile;
+mod curve;
 mod eval;
 mod export;
 mod failure;
@@ -11,9 +13,13 @@ mod new;
 mod number;
 mod output;
 mod progress;
+mod report;
+mod run;
 mod run;
 mod size;
+mod size;
 mod source;
+mod text;
 mod train;
 mod usage;
 
@@ -47,9 +53,12 @@ pub fn main() -> ExitCode {
         Command::Generate(a) => generate::generate(a, output),
         Command::Run(a) => run::run(a, output),
         Command::Inspect(a) => inspect::inspect(a, output),
+        Command::Curve(a) => curve::run(a, output),
+        Command::Report(a) => report::report(a, output),
         Command::Check(a) => compile::check(a, output),
         Command::New(a) => new::new(a, output),
         Command::Devices => run::devices(output),
+        Command::Bench(a) => bench::bench(a, output),
     };
     status(done)
 }

@@ -9,7 +9,7 @@ use super::forms::{Form, Stretch};
 use super::master::{Master, Path, Steps};
 use crate::Error;
 use crate::graph::Epoch;
-use crate::plan::assemble::{persistent_bytes, spans};
+use crate::plan::assemble::persistent_bytes;
 use crate::plan::offsets::{Packing, pack};
 use crate::plan::schedule::{Decisions, Schedule, build};
 use crate::quantity::{Bytes, Seconds};
@@ -112,7 +112,7 @@ impl<'a> Planner<'a> {
         let Some(path) = self.master.solve(room)? else { return Ok(None) };
         let decisions = self.decisions(&path);
         let schedule = build(self.costed.facts, &decisions);
-        let packing = pack(&spans(&schedule), enough);
+        let packing = pack(&schedule, enough);
         let arena_bytes = self.persistent + packing.height;
         Ok(Some((path, Rung { decisions, schedule, packing, arena_bytes })))
     }

@@ -1,6 +1,6 @@
 //! A schedule and its offsets, written down as a plan.
 
-use super::offsets::{Packing, Span};
+use super::offsets::Packing;
 use super::schedule::{Schedule, Slot, aligned};
 use crate::graph::{Epoch, Graph, Init, Op, Parameter, SourceDType};
 use crate::import::inputs::InputFacts;
@@ -32,11 +32,6 @@ pub struct Header {
 /// Bytes at the bottom of the arena that persistent buffers take.
 pub fn persistent_bytes(program: &Program) -> Bytes {
     program.buffers.iter().filter(|b| b.persistent).map(|b| aligned(b.bytes())).sum()
-}
-
-/// The transient lifetimes of a schedule, for the packer.
-pub fn spans(schedule: &Schedule) -> Vec<Span> {
-    schedule.instances.iter().map(|i| Span { first: i.first, last: i.last, bytes: i.bytes }).collect()
 }
 
 /// Writes the plan. Persistent buffers lie at the bottom in the program's order, transients above them as packed.

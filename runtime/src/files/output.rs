@@ -55,6 +55,14 @@ pub enum Replaces {
     Log,
     /// An ONNX file that was exported, and the weights beside it.
     Onnx,
+    /// A table of offsets.
+    Offsets,
+    /// A schedule of a bare graph.
+    Schedule,
+    /// A page of a plan.
+    Page,
+    /// A drawing of step times.
+    Curve,
 }
 
 /// What exported ONNX files begin with: an entry of their metadata, `made_by: fp8c`, which protocol buffers permit in any place.
@@ -92,6 +100,10 @@ impl Replaces {
             Replaces::Model => head.trim_ascii_start().starts_with(b"{") && holds("\"fp8c-graph\""),
             Replaces::Log => head.starts_with(b"{\"step\":"),
             Replaces::Onnx => head.starts_with(EXPORTED_ONNX) || head.starts_with(EXPORTED_WEIGHTS),
+            Replaces::Schedule => head.starts_with(b"{\"cost\":") && holds("\"schedule\":["),
+            Replaces::Page => holds("<meta name=\"generator\" content=\"fp8c\">"),
+            Replaces::Curve => head.starts_with(b"<svg ") && holds("<!-- fp8c curve -->"),
+            Replaces::Offsets => head.starts_with(b"id,offset\n"),
         }
     }
 
@@ -102,6 +114,10 @@ impl Replaces {
             Replaces::Model => "a JSON model",
             Replaces::Log => "the log of a training",
             Replaces::Onnx => "a model that fp8c exported",
+            Replaces::Offsets => "a table of offsets",
+            Replaces::Schedule => "a schedule",
+            Replaces::Page => "a page that fp8c wrote",
+            Replaces::Curve => "a drawing that fp8c wrote",
         }
     }
 }
