@@ -168,19 +168,9 @@ pub struct ModelArgs {
     pub infer: bool,
 }
 
-#[derive(Args, Debug)]
-pub struct Compile {
-    #[command(flatten)]
-    pub model: ModelArgs,
-    /// The memory budget of the device: 24G, 24GiB, 24GB or bytes.
-    #[arg(long, value_name = "SIZE", value_parser = size::parse, allow_hyphen_values = true, required_unless_present_any = ["emit", "infer"])]
-    pub mem: Option<Bytes>,
-    /// Where the plan goes; default: the model's name with .plan.
-    #[arg(short, long, value_name = "PLAN")]
-    pub output: Option<PathBuf>,
-    /// Whose costs to plan for and which chips to emit PTX for: auto, or a list of cpu, sm_89, sm_90a.
-    #[arg(long, default_value = "auto", value_delimiter = ',')]
-    pub target: Vec<String>,
+/// How numbers are computed, stored and updated.
+#[derive(Args, Debug, Clone)]
+pub struct NumberArgs {
     /// Number format; auto is fp8 with the default policy.
     #[arg(long, value_enum, default_value = "auto")]
     pub precision: PrecisionArg,
@@ -208,6 +198,23 @@ pub struct Compile {
     /// Micro-batches whose gradients are summed before an update.
     #[arg(long, default_value_t = 1, value_parser = whole::<u32>(1..=65536), allow_hyphen_values = true)]
     pub grad_accumulation: u32,
+}
+
+#[derive(Args, Debug)]
+pub struct Compile {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// The memory budget of the device: 24G, 24GiB, 24GB or bytes.
+    #[arg(long, value_name = "SIZE", value_parser = size::parse, allow_hyphen_values = true, required_unless_present_any = ["emit", "infer"])]
+    pub mem: Option<Bytes>,
+    /// Where the plan goes; default: the model's name with .plan.
+    #[arg(short, long, value_name = "PLAN")]
+    pub output: Option<PathBuf>,
+    /// Whose costs to plan for and which chips to emit PTX for: auto, or a list of cpu, sm_89, sm_90a.
+    #[arg(long, default_value = "auto", value_delimiter = ',')]
+    pub target: Vec<String>,
+    #[command(flatten)]
+    pub numbers: NumberArgs,
     /// Prints a stage instead of writing a plan.
     #[arg(long, value_enum)]
     pub emit: Option<EmitArg>,
@@ -424,14 +431,8 @@ pub struct Curve {
     /// Whose costs to predict with: auto, or a list of cpu, sm_89, sm_90a.
     #[arg(long, default_value = "auto", value_delimiter = ',')]
     pub target: Vec<String>,
-    /// Number format; auto is fp8 with the default policy.
-    #[arg(long, value_enum, default_value = "auto")]
-    pub precision: PrecisionArg,
-    #[arg(long, value_enum, default_value = "adamw")]
-    pub optimizer: OptimizerArg,
-    /// Format of the optimizer's state; default f32 under --precision f32, else bf16.
-    #[arg(long, value_enum)]
-    pub opt_state: Option<StateArg>,
+    #[command(flatten)]
+    pub numbers: NumberArgs,
     /// Where a drawing goes.
     #[arg(short, long, value_name = "FILE.svg")]
     pub output: Option<PathBuf>,
@@ -445,12 +446,7 @@ impl Curve {
             mem: None,
             output: None,
             target: vec![target.into()],
-            precision: self.precision,
-            precision_policy: None,
-            scales: ScaleArg::Exact,
-            optimizer: self.optimizer,
-            opt_state: self.opt_state,
-            grad_accumulation: 1,
+            numbers: self.numbers.clone(),
             emit: None,
             threads: None,
         }

@@ -132,35 +132,36 @@ fn print_stage(a: &Compile, stage: EmitArg, options: &CompileOptions) -> Done {
 /// What a compilation is asked for.
 pub fn options(a: &Compile) -> Result<CompileOptions, Failure> {
     let (target, archs) = targets(&a.target)?;
-    let precision = match a.precision {
+    let n = &a.numbers;
+    let precision = match n.precision {
         PrecisionArg::F32 => Precision::F32,
         PrecisionArg::Bf16 => Precision::Bf16,
         PrecisionArg::Fp8 => Precision::Fp8,
         PrecisionArg::Auto if a.model.infer => Precision::F32,
         PrecisionArg::Auto => Precision::Fp8,
     };
-    let state = match (a.opt_state, precision) {
+    let state = match (n.opt_state, precision) {
         (Some(StateArg::F32), _) | (None, Precision::F32) => DType::F32,
         (Some(StateArg::E4m3), _) => DType::E4m3,
         _ => DType::Bf16,
     };
-    let frozen = match (a.frozen, precision) {
+    let frozen = match (n.frozen, precision) {
         (Some(FrozenArg::F32), _) | (None, Precision::F32) => DType::F32,
         _ => DType::Bf16,
     };
-    let optimizer = match a.optimizer {
+    let optimizer = match n.optimizer {
         OptimizerArg::Adamw => Optimizer::AdamW,
         OptimizerArg::Sgd => Optimizer::Sgd,
         OptimizerArg::Lion => Optimizer::Lion,
     };
-    if a.precision_policy.is_some() && precision != Precision::Fp8 {
+    if n.precision_policy.is_some() && precision != Precision::Fp8 {
         return Err(Failure::usage("--precision-policy chooses formats of an fp8 plan, and this one is not", "add --precision fp8"));
     }
-    if a.clip == ClipArg::Previous && a.grad_accumulation > 1 {
+    if n.clip == ClipArg::Previous && n.grad_accumulation > 1 {
         let rule = "--clip previous applies each gradient as soon as it is there, and --grad-accumulation sums them first";
         return Err(Failure::usage(rule, "leave out one of the two"));
     }
-    let policy = a.precision_policy.as_deref().map(Policy::read).transpose()?.unwrap_or_default();
+    let policy = n.precision_policy.as_deref().map(Policy::read).transpose()?.unwrap_or_default();
     let threads = a.threads.unwrap_or(THREADS);
     Ok(CompileOptions {
         import: import_options(&a.model)?,
@@ -169,13 +170,13 @@ pub fn options(a: &Compile) -> Result<CompileOptions, Failure> {
         archs,
         precision,
         policy,
-        power_of_two_scales: a.scales == ScaleArg::Pow2,
+        power_of_two_scales: n.scales == ScaleArg::Pow2,
         optimizer,
         state,
-        master: if a.master == MasterArg::Bf16Sr { DType::Bf16 } else { DType::F32 },
+        master: if n.master == MasterArg::Bf16Sr { DType::Bf16 } else { DType::F32 },
         frozen,
-        clip: if a.clip == ClipArg::Previous { Clip::Previous } else { Clip::Exact },
-        accumulation: a.grad_accumulation,
+        clip: if n.clip == ClipArg::Previous { Clip::Previous } else { Clip::Exact },
+        accumulation: n.grad_accumulation,
         threads,
     })
 }

@@ -16,7 +16,7 @@ use fp8c_runtime::checkpoint;
 use fp8c_runtime::device::DeviceChoice;
 use fp8c_runtime::files::{Input, parent};
 use fp8c_runtime::generation::{Generator, Sampling};
-use fp8c_runtime::plan::{Plan, PlanFile};
+use fp8c_runtime::plan::{Clip, Plan, PlanFile};
 use fp8c_runtime::session::{Session, SessionOptions};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -76,6 +76,9 @@ fn inferring(training: &PlanFile, model: &Path, into: &Path) -> Result<PlanFile,
         power_of_two_scales: false,
         optimizer: Optimizer::AdamW,
         state: DType::F32,
+        master: DType::F32,
+        frozen: DType::F32,
+        clip: Clip::Exact,
         accumulation: 1,
         threads: THREADS,
     };

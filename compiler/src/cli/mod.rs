@@ -15,8 +15,6 @@ mod output;
 mod progress;
 mod report;
 mod run;
-mod run;
-mod size;
 mod size;
 mod source;
 mod text;

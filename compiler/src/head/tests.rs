@@ -5,7 +5,7 @@ use crate::graph::parse::parse;
 use crate::graph::*;
 use crate::sums;
 use fp8c_kernels::DType;
-use fp8c_runtime::plan::{Control, Purpose};
+use fp8c_runtime::plan::{Clip, Control, Purpose};
 
 /// Ten rows of four numbers, seven classes.
 const SOURCES: &str = r#"
@@ -100,7 +100,7 @@ fn forward(nodes: &str) -> Graph {
 fn joint(forward: Graph, rows: u64, accumulation: u32) -> Graph {
     let sliced = slice(forward, Purpose::Train, |_| rows).unwrap();
     sliced.verify().unwrap();
-    let options = TrainOptions { optimizer: Optimizer::Sgd, state_dtype: DType::F32, accumulation };
+    let options = TrainOptions { optimizer: Optimizer::Sgd, state_dtype: DType::F32, accumulation, clip: Clip::Exact };
     let joint = differentiate(sliced, &options).unwrap();
     joint.verify().unwrap();
     let joint = sums::in_place(turn(joint).unwrap()).unwrap();

@@ -84,7 +84,8 @@ fn a_transformer_trains_a_step_as_the_interpreter_does() {
 fn sliced(c: &Case, accumulation: u32, rows: u64) -> Graph {
     let (graph, _) = c.graph.sources_first().unwrap();
     let graph = head::slice(graph, Purpose::Train, |_| rows).unwrap();
-    let joint = differentiate(graph, &TrainOptions { optimizer: Optimizer::AdamW, state_dtype: F, accumulation }).unwrap();
+    let joint =
+        differentiate(graph, &TrainOptions { optimizer: Optimizer::AdamW, state_dtype: F, accumulation, clip: Clip::Exact }).unwrap();
     sums::in_place(head::turn(joint).unwrap()).unwrap()
 }
 
