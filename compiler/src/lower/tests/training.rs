@@ -98,6 +98,38 @@ fn a_sliced_loss_head_trains_a_step_as_the_interpreter_does() {
     }
 }
 
+/// Logits with a bias and a softcap, which are a result as well, and of which each sequence's last is cut off before the loss.
+fn shifted(c: &mut Case, logits_are_a_result: bool) {
+    let (b, s, d, classes) = (3u64, 5u64, 8u64, 12u64);
+    let (x, scale) = (c.input(F, &[b, s, d]), c.parameter(&[d]));
+    let x = c.binary(Binary::Mul, x, scale);
+    let (w, bias) = (c.parameter(&[1, d, classes]), c.parameter(&[classes]));
+    let y = c.matmul(false, false, x, w);
+    let y = c.binary(Binary::Add, y, bias);
+    let y = c.unary(Unary::Tanh, y);
+    if logits_are_a_result {
+        c.output(y);
+    }
+    let starts = vec![0; 3];
+    let y = c.one(Op::Slice { starts, steps: vec![1; 3], sizes: vec![b, s - 1, classes] }, &[y]);
+    let y = c.reshape(&[b * (s - 1), classes], y);
+    let labels = c.indices(&[b * (s - 1)], classes);
+    let loss = CrossEntropyOp { ignore_index: None, sum: false, dtype: F };
+    let loss = c.all(Op::CrossEntropy(loss), &[y, labels])[0];
+    c.graph.loss = Some(loss);
+}
+
+#[test]
+fn a_shifted_and_capped_head_whose_logits_are_a_result_trains_as_the_interpreter_does() {
+    for (result, rows) in [(false, 4), (true, 4), (true, 8)] {
+        let mut c = Case::new();
+        shifted(&mut c, result);
+        let joint = sliced(&c, 1, rows);
+        assert_eq!(joint.nodes.iter().filter(|n| matches!(n.op, Op::CrossEntropy(_))).count() as u64, 15u64.div_ceil(rows));
+        c.check_graph(&joint, true);
+    }
+}
+
 #[test]
 fn a_slice_of_a_loss_head_is_four_launches() {
     let mut c = Case::new();

@@ -256,7 +256,7 @@ impl Vectorised for Gradients<'_> {
                 dz[columns.clone()].iter_mut().zip(slope).for_each(|(dz, slope)| *dz *= slope);
             }
             // What the query does not see gives nothing, whatever its scores and values are: 0 times an infinity would be NaN.
-            let edges = (!columns.is_empty()).then(|| [columns.start..seen.start, seen.end..columns.end]);
+            let edges = (!columns.is_empty()).then_some([columns.start..seen.start, seen.end..columns.end]);
             for hidden in edges.into_iter().flatten() {
                 p[hidden.clone()].fill(0.0);
                 dz[hidden].fill(0.0);
