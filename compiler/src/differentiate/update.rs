@@ -98,7 +98,7 @@ fn source(graph: &mut Graph, op: Op, ty: TensorType, parameter: usize) -> ValueI
 /// The parameter's number, which keys its random numbers.
 fn site(graph: &mut Graph, parameter: usize) -> ValueId {
     let ty = TensorType::new(DType::I32, [1]);
-    let bytes = (parameter as u32).to_le_bytes().to_vec().into();
+    let bytes = (parameter as u32).to_le_bytes().to_vec();
     source(graph, Op::Constant(std::sync::Arc::new(ConstData { ty: ty.clone(), bytes })), ty, parameter)
 }
 
