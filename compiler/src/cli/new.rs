@@ -51,6 +51,7 @@ fn made_to_measure(a: &New) -> Result<String, Failure> {
 fn from_folder(a: &New, folder: &Path, output: Output) -> Result<String, Failure> {
     let place = a.output.as_deref().map_or(Path::new("."), parent);
     let made = hf::model(folder, place, Shape { batch: a.batch, seq: a.seq }).map_err(|e| match e {
+        Error::Usage(message) if message.starts_with("--seq") => Failure::usage(message, "choose a shorter sequence, or leave --seq out"),
         Error::Usage(message) => Failure::usage(message, "write the model into that folder or one around it: -o DIR/model.json"),
         Error::Model { path, reason } => Failure::refused(
             format!("{path} {reason}"),

@@ -13,8 +13,8 @@ use std::path::Path;
 
 /// Longest header that numpy itself reads.
 const MAX_HEADER: usize = 10_000;
-/// Deepest nesting of brackets in a header.
-const MAX_NESTING: usize = 16;
+/// Most opening brackets in a header: an array of numbers has two. The parser's time grows exponentially with their nesting.
+const MAX_BRACKETS: usize = 6;
 /// Bytes that one thread searches at a time.
 const CHUNK: usize = 1 << 20;
 
@@ -125,7 +125,7 @@ fn header(head: &[u8]) -> Result<(NpyHeader, u64), String> {
         _ => return Err(fault(&"the magic number is missing")),
     };
     let text = head.get(..length).filter(|_| length <= MAX_HEADER).ok_or_else(|| fault(&"the header is cut off or too long"))?;
-    if text.iter().filter(|b| matches!(b, b'(' | b'[' | b'{')).count() > MAX_NESTING {
+    if text.iter().filter(|b| matches!(b, b'(' | b'[' | b'{')).count() > MAX_BRACKETS {
         return Err(fault(&"the header is too deep"));
     }
     let mut rest = text;

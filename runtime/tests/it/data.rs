@@ -331,6 +331,9 @@ fn damaged_arrays_are_refused() {
     assert!(fails(b"no numpy at all, this").contains("magic"));
     let nested = [b"\x93NUMPY\x01\x00\x00\x20".as_slice(), &[b'('; 8192]].concat();
     assert!(fails(&nested).contains("too deep"));
+    // Fourteen levels took the parser a minute.
+    let braces = [b"\x93NUMPY\x01\x00\x0e\x00".as_slice(), &[b'{'; 14]].concat();
+    assert!(fails(&braces).contains("too deep"));
     npy(&path, "<f4", &[1 << 40, 1 << 40], &[]);
     assert!(open(&plan, &specs, Order::Sequential).is_err());
     npy(&path, ">f4", &[4, WIDTH], &f32_bytes([0.0; 16]));

@@ -86,8 +86,10 @@ fn step_mut(plan: &mut Plan, at: usize) -> &mut Step {
 fn place(plan: &mut Plan, c: &mut Choices) {
     let (t, other) = (any(plan, c), any(plan, c));
     let there = plan.tensors[other].offset;
-    let (below, above) = (there.saturating_sub(ALIGN), there + plan.tensors[other].bytes.next_multiple_of(ALIGN));
-    plan.tensors[t].offset = c.of(&[there, below, above, there + ALIGN, there + 4, plan.arena_bytes, 0, u64::MAX - 255]);
+    let (below, above) =
+        (there.saturating_sub(ALIGN), there.wrapping_add(plan.tensors[other].bytes.checked_next_multiple_of(ALIGN).unwrap_or(0)));
+    plan.tensors[t].offset =
+        c.of(&[there, below, above, there.wrapping_add(ALIGN), there.wrapping_add(4), plan.arena_bytes, 0, u64::MAX - 255]);
 }
 
 fn lifetime(plan: &mut Plan, c: &mut Choices) {
