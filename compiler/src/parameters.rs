@@ -54,7 +54,7 @@ fn is_weight(graph: &Graph, parameter: usize) -> bool {
             continue;
         }
         match &node.op {
-            op if is_view(op) => node.results.iter().for_each(|v| of[v.index()] = true),
+            op if op.is_view() => node.results.iter().for_each(|v| of[v.index()] = true),
             Op::Matmul { .. } | Op::Conv(_) => read = true,
             // Rows that an input of the model picks: of a table of positions, the rows are the same in every step.
             Op::Take if picks_inputs(graph, node.inputs[1]) => read = true,
@@ -62,10 +62,6 @@ fn is_weight(graph: &Graph, parameter: usize) -> bool {
         }
     }
     read && !graph.outputs.iter().any(|o| of[o.value.index()])
-}
-
-fn is_view(op: &Op) -> bool {
-    matches!(op, Op::Reshape(_) | Op::Transpose(_) | Op::Slice { .. } | Op::Pad { .. } | Op::Broadcast(_))
 }
 
 /// True for an index that an input of the graph goes into.
@@ -95,7 +91,7 @@ impl Narrowing<'_> {
             return self.rewrite.copy(n);
         }
         let mut inputs = node.inputs.iter().map(|&v| self.rewrite.get(v)).collect::<Result<Vec<_>, _>>()?;
-        let as_it_is = is_view(&node.op) || node.op == Op::Take;
+        let as_it_is = node.op.is_view() || node.op == Op::Take;
         for (new, old) in inputs.iter_mut().zip(&node.inputs).filter(|_| !as_it_is) {
             *new = self.widened(*new, *old)?;
         }

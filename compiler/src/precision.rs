@@ -77,7 +77,7 @@ fn loss_head(graph: &Graph) -> Vec<bool> {
     for n in (0..graph.nodes.len()).rev() {
         let node = &graph.nodes[n];
         let light =
-            matches!(node.op, Op::Map(..) | Op::Reduce { .. } | Op::Softmax { .. } | Op::Take | Op::Concat { .. }) || is_view(&node.op);
+            matches!(node.op, Op::Map(..) | Op::Reduce { .. } | Op::Softmax { .. } | Op::Take | Op::Concat { .. }) || node.op.is_view();
         let leads = |v: &ValueId| {
             let used = &users[v.index()];
             let read_out = graph.outputs.iter().any(|o| o.value == *v && graph.loss != Some(*v));
@@ -86,10 +86,6 @@ fn loss_head(graph: &Graph) -> Vec<bool> {
         head[n] = light && node.results.iter().all(leads);
     }
     head
-}
-
-fn is_view(op: &Op) -> bool {
-    matches!(op, Op::Reshape(_) | Op::Transpose(_) | Op::Slice { .. } | Op::Pad { .. } | Op::Broadcast(_))
 }
 
 impl Storage<'_> {
@@ -114,7 +110,7 @@ impl Storage<'_> {
         let statistics = match &node.op {
             Op::Reduce { .. } | Op::CrossEntropy(_) => 0,
             Op::Map(..) if self.of_statistics(node) => 0,
-            op if is_view(op) && self.statistic[node.inputs[0].index()] => 0,
+            op if op.is_view() && self.statistic[node.inputs[0].index()] => 0,
             _ => 1,
         };
         for (i, (&from, &to)) in node.results.iter().zip(&results).enumerate() {
@@ -177,7 +173,7 @@ impl Storage<'_> {
             }
             // Widened from what is stored in bf16.
             Op::Map(expr, _) if *expr == Expr::identity() && to.ty(node.inputs[0]).dtype == DType::Bf16 => node.inputs[0],
-            op if is_view(op) => {
+            op if op.is_view() => {
                 let source = self.narrow(node.inputs[0])?;
                 self.rewrite.add_beside(v, op.clone(), &[source])?[0]
             }

@@ -223,6 +223,17 @@ pub struct Compile {
     pub threads: Option<usize>,
 }
 
+/// Where a plan runs.
+#[derive(Args, Debug, Clone)]
+pub struct DeviceArgs {
+    /// auto | cpu | cuda:N
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// CPU threads; default: what the plan was made for.
+    #[arg(long, value_parser = whole::<usize>(1..=THREADS), allow_hyphen_values = true)]
+    pub threads: Option<usize>,
+}
+
 #[derive(Args, Debug)]
 pub struct Train {
     pub plan: PathBuf,
@@ -294,12 +305,8 @@ pub struct Train {
     /// Batches of an evaluation; default: all of the data.
     #[arg(long, requires = "eval_data", value_parser = whole::<u64>(1..=u64::MAX), allow_hyphen_values = true)]
     pub eval_batches: Option<u64>,
-    /// auto | cpu | cuda:N
-    #[arg(long, default_value = "auto")]
-    pub device: String,
-    /// CPU threads; default: what the plan was made for.
-    #[arg(long, value_parser = whole::<usize>(1..=THREADS), allow_hyphen_values = true)]
-    pub threads: Option<usize>,
+    #[command(flatten)]
+    pub on: DeviceArgs,
 }
 
 #[derive(Args, Debug)]
@@ -322,10 +329,8 @@ pub struct Eval {
     pub token_width: Option<TokenWidth>,
     #[arg(long, default_value_t = 0, value_parser = whole::<u64>(0..=u64::MAX), allow_hyphen_values = true)]
     pub seed: u64,
-    #[arg(long, default_value = "auto")]
-    pub device: String,
-    #[arg(long, value_parser = whole::<usize>(1..=THREADS), allow_hyphen_values = true)]
-    pub threads: Option<usize>,
+    #[command(flatten)]
+    pub on: DeviceArgs,
 }
 
 #[derive(Args, Debug)]
@@ -380,10 +385,8 @@ pub struct Generate {
     pub model: Option<PathBuf>,
     #[arg(long, default_value_t = 0, value_parser = whole::<u64>(0..=u64::MAX), allow_hyphen_values = true)]
     pub seed: u64,
-    #[arg(long, default_value = "auto")]
-    pub device: String,
-    #[arg(long, value_parser = whole::<usize>(1..=THREADS), allow_hyphen_values = true)]
-    pub threads: Option<usize>,
+    #[command(flatten)]
+    pub on: DeviceArgs,
 }
 
 #[derive(Args, Debug)]
@@ -402,10 +405,8 @@ pub struct Run {
     pub checkpoint: Option<PathBuf>,
     #[arg(long, default_value_t = 0, value_parser = whole::<u64>(0..=u64::MAX), allow_hyphen_values = true)]
     pub seed: u64,
-    #[arg(long, default_value = "auto")]
-    pub device: String,
-    #[arg(long, value_parser = whole::<usize>(1..=THREADS), allow_hyphen_values = true)]
-    pub threads: Option<usize>,
+    #[command(flatten)]
+    pub on: DeviceArgs,
 }
 
 #[derive(Args, Debug)]

@@ -15,13 +15,13 @@ use std::sync::atomic::AtomicBool;
 /// Takes the loss of a plan over data.
 pub fn eval(a: &Eval, output: Output) -> Done {
     let file = PlanFile::open(&a.plan)?;
-    let device: DeviceChoice = a.device.parse()?;
+    let device: DeviceChoice = a.on.device.parse()?;
     let classes = if file.plan().loss.is_none() { Some(judged(file.plan())?) } else { None };
     let fed = classes.as_ref().map_or(file.plan(), |c| &c.plan);
     let options = DataOptions { order: Order::Sequential, labels: labels(a.labels), width: a.token_width };
     let loader = Loader::open(fed, &a.data, options)?;
     loader.notes().iter().for_each(|note| output.say(format!("note: {note}")));
-    let mut session = Session::new(&file, SessionOptions { device, threads: a.threads, seed: a.seed })?;
+    let mut session = Session::new(&file, SessionOptions { device, threads: a.on.threads, seed: a.seed })?;
     match &a.checkpoint {
         Some(folder) => checkpoint::load_parameters(&mut session, folder, &mut |note| output.say(format!("note: {note}")))?,
         None => output.say("note: these are the plan's first weights; --checkpoint DIR evaluates trained ones"),

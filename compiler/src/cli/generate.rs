@@ -30,7 +30,7 @@ const BYTES: i64 = 256;
 /// Writes what a causal language model has to say.
 pub fn generate(a: &Generate, output: Output) -> Done {
     let file = PlanFile::open(&a.plan)?;
-    let device: DeviceChoice = a.device.parse()?;
+    let device: DeviceChoice = a.on.device.parse()?;
     let model = source::find(file.plan(), &a.plan, a.model.as_deref());
     let folder = model.as_ref().ok().and_then(|path| source_of(&read_model(path).ok()?));
     let words = Words::of(a, folder.as_deref(), file.plan())?;
@@ -41,7 +41,7 @@ pub fn generate(a: &Generate, output: Output) -> Done {
         None => file,
         Some(_) => inferring(&file, &model?, scratch.path())?,
     };
-    let mut session = Session::new(&file, SessionOptions { device, threads: a.threads, seed: a.seed })?;
+    let mut session = Session::new(&file, SessionOptions { device, threads: a.on.threads, seed: a.seed })?;
     if let Some(trained) = &a.checkpoint {
         checkpoint::load_parameters(&mut session, trained, &mut |note| output.say(format!("note: {note}")))?;
     }

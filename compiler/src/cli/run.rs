@@ -14,10 +14,10 @@ use fp8c_runtime::tensors::{TensorFile, write_tensors};
 /// One pass over tensors from a file.
 pub fn run(a: &Run, output: Output) -> Done {
     let file = PlanFile::open(&a.plan)?;
-    let device: DeviceChoice = a.device.parse()?;
+    let device: DeviceChoice = a.on.device.parse()?;
     check_outputs(a)?;
     let inputs = TensorFile::open(&a.inputs)?.read_all()?;
-    let mut session = Session::new(&file, SessionOptions { device, threads: a.threads, seed: a.seed })?;
+    let mut session = Session::new(&file, SessionOptions { device, threads: a.on.threads, seed: a.seed })?;
     if let Some(folder) = &a.checkpoint {
         checkpoint::load_parameters(&mut session, folder, &mut |note| output.say(format!("note: {note}")))?;
     }

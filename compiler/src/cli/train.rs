@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub fn train(a: &Train, output: Output) -> Done {
     let file = PlanFile::open(&a.plan)?;
     let plan = file.plan();
-    let device: DeviceChoice = a.device.parse()?;
+    let device: DeviceChoice = a.on.device.parse()?;
     let mut options = options(a, plan.precision.as_str())?;
     if let Some(log) = &options.log {
         // Before the work is done for it.
@@ -32,7 +32,7 @@ pub fn train(a: &Train, output: Output) -> Done {
     let loader = Loader::open(plan, &a.data, data_options(a))?;
     loader.notes().iter().for_each(|note| output.say(format!("note: {note}")));
     options.validation = validation(a, plan)?;
-    let mut session = Session::new(&file, SessionOptions { device, threads: a.threads, seed: a.seed })?;
+    let mut session = Session::new(&file, SessionOptions { device, threads: a.on.threads, seed: a.seed })?;
     let stop = stop_flag()?;
     let mut progress = Progress::new(a.steps, a.print_every, output);
     let summary = run_train(&mut session, &loader, &options, &stop, &mut |event| match event {

@@ -2,7 +2,6 @@
 
 use crate::graph::{ConstData, Graph};
 use crate::import::model::{Attribute, Dim, Elem, Model, ModelInput, ModelNode};
-use fp8c_kernels::DType;
 use half::{bf16, f16};
 use onnx_protobuf::attribute_proto::AttributeType;
 use onnx_protobuf::tensor_shape_proto::{Dimension, dimension};
@@ -21,7 +20,7 @@ const IR_VERSION: i64 = 11;
 pub fn model(model: &Model, graph: &Graph) -> Result<ModelProto, String> {
     let output = |o: &crate::graph::Output| {
         let ty = graph.ty(o.value);
-        value(&o.name, stored_as(ty.dtype), ty.shape.iter().map(|&n| Dim::Known(n)))
+        value(&o.name, Elem::of(ty.dtype), ty.shape.iter().map(|&n| Dim::Known(n)))
     };
     let graph = GraphProto {
         name: if model.name.is_empty() { "model".into() } else { model.name.clone() },
@@ -101,17 +100,6 @@ fn attribute(name: &str, value: &Attribute) -> Option<AttributeProto> {
 pub fn tensor(name: &str, elem: Elem, shape: &[u64], bytes: Vec<u8>) -> TensorProto {
     let dims = shape.iter().map(|&n| n as i64).collect();
     TensorProto { name: name.into(), data_type: elem.to_onnx(), dims, raw_data: bytes, ..TensorProto::default() }
-}
-
-/// The element type that names a storage of the graph.
-pub fn stored_as(dtype: DType) -> Elem {
-    match dtype {
-        DType::I64 => Elem::I64,
-        DType::I32 => Elem::I32,
-        DType::Bool => Elem::Bool,
-        DType::Bf16 => Elem::Bf16,
-        DType::F32 | DType::E4m3 => Elem::F32,
-    }
 }
 
 /// Floats as elements of a type; `None` for a type that is none of floats.

@@ -318,6 +318,11 @@ impl Op {
         }
     }
 
+    /// True for operators that only rename elements: lowering folds them into their readers.
+    pub fn is_view(&self) -> bool {
+        matches!(self, Op::Reshape(_) | Op::Transpose(_) | Op::Slice { .. } | Op::Pad { .. } | Op::Broadcast(_))
+    }
+
     /// True for nodes without inputs whose value exists before the step (all but `Iota`).
     pub fn is_source(&self) -> bool {
         matches!(self, Op::Input { .. } | Op::Parameter(_) | Op::Constant(_) | Op::State { .. } | Op::Control | Op::DecayOf(_))

@@ -288,24 +288,13 @@ fn attribute(v: &Json) -> Result<Attribute, String> {
             let shape: Vec<u64> = shape.iter().map(Json::as_u64).collect::<Option<_>>().ok_or_else(unknown)?;
             match literal(elem, &shape, fields.get("data").unwrap_or(&Json::Null))? {
                 Init::Data(d) if elem.dtype() == Some(d.ty.dtype) => {
-                    Attribute::Tensor { elem: stored_as(d.ty.dtype), shape, bytes: d.bytes.clone() }
+                    Attribute::Tensor { elem: Elem::of(d.ty.dtype), shape, bytes: d.bytes.clone() }
                 }
                 _ => return Err(unknown()),
             }
         }
         Json::Null => return Err(unknown()),
     })
-}
-
-/// The element type that names a graph storage.
-fn stored_as(dtype: DType) -> Elem {
-    match dtype {
-        DType::I64 => Elem::I64,
-        DType::I32 => Elem::I32,
-        DType::Bool => Elem::Bool,
-        DType::Bf16 => Elem::Bf16,
-        DType::F32 | DType::E4m3 => Elem::F32,
-    }
 }
 
 /// Where parameters lie in safetensors files, by name: the file as seen from the model's folder, and the tensor in it.
@@ -379,7 +368,7 @@ fn parameter_out(i: &Initializer, places: &Places) -> Result<Parameter, String> 
         Init::Ones => (Recipe::Ones, i.elem),
         Init::Normal { std } => (Recipe::Normal { std: *std }, i.elem),
         Init::Uniform { low, high } => (Recipe::Uniform { low: *low, high: *high }, i.elem),
-        Init::Data(d) => (Recipe::Data(elements_out(d)), stored_as(d.ty.dtype)),
+        Init::Data(d) => (Recipe::Data(elements_out(d)), Elem::of(d.ty.dtype)),
         Init::File { .. } => match places.get(&i.name).cloned() {
             Some((path, tensor)) => (Recipe::File { path, tensor }, i.elem),
             None => return Err(format!("has the parameter {:?} in another file, which cannot be written as JSON", i.name)),
@@ -390,7 +379,7 @@ fn parameter_out(i: &Initializer, places: &Places) -> Result<Parameter, String> 
 
 fn constant_out(i: &Initializer) -> Result<Constant, String> {
     let d = super::parameters::elements(i)?;
-    Ok(Constant { name: i.name.clone(), dtype: stored_as(d.ty.dtype).name(), shape: i.shape.clone(), data: elements_out(&d) })
+    Ok(Constant { name: i.name.clone(), dtype: Elem::of(d.ty.dtype).name(), shape: i.shape.clone(), data: elements_out(&d) })
 }
 
 fn elements_out(d: &ConstData) -> Json {
@@ -427,7 +416,7 @@ fn node_out(n: &ModelNode) -> Result<Node, String> {
             Attribute::Strings(list) => list.iter().map(String::as_str).map(Json::from).collect(),
             Attribute::Tensor { elem, shape, bytes } => {
                 let d = onnx::constant(*elem, shape, bytes.clone()).map_err(|e| format!("has the attribute {key:?} that {e}"))?;
-                serde_json::json!({"dtype": stored_as(d.ty.dtype).name(), "shape": shape, "data": elements_out(&d)})
+                serde_json::json!({"dtype": Elem::of(d.ty.dtype).name(), "shape": shape, "data": elements_out(&d)})
             }
             Attribute::Float(_) | Attribute::Floats(_) => return Err(format!("has the attribute {key:?}, which is not finite")),
             Attribute::Unsupported(what) => return Err(format!("has the attribute {key:?}, {what}, which cannot be written as JSON")),

@@ -24,6 +24,17 @@ pub struct Model {
 }
 
 impl Elem {
+    /// The type that names a storage of the graph.
+    pub fn of(dtype: DType) -> Self {
+        match dtype {
+            DType::I64 => Elem::I64,
+            DType::I32 => Elem::I32,
+            DType::Bool => Elem::Bool,
+            DType::Bf16 => Elem::Bf16,
+            DType::F32 | DType::E4m3 => Elem::F32,
+        }
+    }
+
     /// The type of an ONNX `TensorProto.DataType` code.
     pub fn from_onnx(code: i32) -> Self {
         use Elem::*;

@@ -2,7 +2,7 @@
 
 use super::access::row_major;
 use super::fuse::reads;
-use super::scene::{Class, Place, Scene, is_view};
+use super::scene::{Class, Place, Scene};
 use crate::graph::{Graph, NodeId, Op, ValueId};
 
 /// Decides the places of all values that do not lie row-major in a buffer of their own.
@@ -78,7 +78,7 @@ fn pushed_back(scene: &Scene, mut v: ValueId, mut place: Place) -> Option<(Value
     loop {
         let node = scene.def(v).1;
         let from = match &node.op {
-            op if !is_view(op) => return Some((v, place)),
+            op if !op.is_view() => return Some((v, place)),
             Op::Transpose(perm) => {
                 let mut strides = vec![0; perm.len()];
                 perm.iter().zip(&place.strides).for_each(|(&p, &s)| strides[p] = s);

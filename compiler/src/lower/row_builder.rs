@@ -1,7 +1,7 @@
 //! Row programs for sets of nodes: every stored value is demanded over the space, and its operands follow.
 
 use super::access::{self, Blocked};
-use super::scene::{Class, Scene, is_view};
+use super::scene::{Class, Scene};
 use crate::graph::{Expr, ExprNode, NodeId, Op, ValueId};
 use fp8c_kernels::DType;
 use fp8c_kernels::program::*;
@@ -166,7 +166,7 @@ impl<'s, 'a> Builder<'s, 'a> {
             return Ok(x);
         }
         let (n, node) = self.scene.def(v);
-        let x = if is_view(&node.op) {
+        let x = if node.op.is_view() {
             let from = node.inputs[0];
             let next = access::through(&node.op, &access, &self.space, self.scene.shape(v), self.scene.shape(from));
             let next = next.unwrap_or(Err(Blocked::Opaque)).map_err(|b| stop(b, v))?;

@@ -110,7 +110,7 @@ impl<'a> Scene<'a> {
     pub fn base(&self, mut v: ValueId) -> ValueId {
         loop {
             let node = self.def(v).1;
-            if !is_view(&node.op) {
+            if !node.op.is_view() {
                 return v;
             }
             v = node.inputs[0];
@@ -147,7 +147,7 @@ impl<'a> Scene<'a> {
         let (mut at, mut access) = (v, access::identity(space));
         loop {
             let node = self.def(at).1;
-            let Some(from) = node.inputs.first().filter(|_| is_view(&node.op)) else { break };
+            let Some(from) = node.inputs.first().filter(|_| node.op.is_view()) else { break };
             access = access::through(&node.op, &access, space, self.shape(at), self.shape(*from)).ok_or(Blocked::Opaque)??;
             at = *from;
         }
@@ -186,7 +186,7 @@ impl<'a> Scene<'a> {
 
     fn find_readers(&mut self) {
         let graph = self.graph();
-        for (n, node) in graph.nodes.iter().enumerate().filter(|(_, node)| !is_view(&node.op)) {
+        for (n, node) in graph.nodes.iter().enumerate().filter(|(_, node)| !node.op.is_view()) {
             for &v in &node.inputs {
                 let base = self.base(v);
                 let readers = &mut self.readers[base.index()];
@@ -209,7 +209,7 @@ impl<'a> Scene<'a> {
             let inputs = match &node.op {
                 Op::Take => &node.inputs[..1],
                 Op::Concat { .. } => &node.inputs[..],
-                op if is_view(op) || is_row_op(op) => &[],
+                op if op.is_view() || is_row_op(op) => &[],
                 _ => &node.inputs[..],
             };
             inputs.iter().for_each(|&v| demanded[self.base(v).index()] = true);
@@ -227,7 +227,7 @@ impl<'a> Scene<'a> {
         }
         match &node.op {
             op if op.is_source() => Class::Source,
-            op if is_view(op) => Class::View,
+            op if op.is_view() => Class::View,
             Op::Concat { .. } => Class::Join,
             op if !is_row_op(op) => Class::Kernel,
             _ if !self.core.copy[n.index()] && !demanded[node.results[0].index()] && self.is_cheap(node) => Class::Inline,
@@ -267,11 +267,6 @@ fn joined(parts: &[(usize, u64)], strides: &[i64], axes: usize) -> Option<Vec<i6
     }
     // The stride of an axis of extent 1 is never taken.
     Some(out.into_iter().map(|s| s.map_or(0, |s| s.0)).collect())
-}
-
-/// True for operators that only rename elements.
-pub(super) fn is_view(op: &Op) -> bool {
-    matches!(op, Op::Reshape(_) | Op::Transpose(_) | Op::Slice { .. } | Op::Pad { .. } | Op::Broadcast(_))
 }
 
 /// True for operators that row programs carry out.
